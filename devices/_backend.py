@@ -1,0 +1,261 @@
+"""All that the author of a backend implements, and the plain data that passes through it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from devices.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+    from devices._store import Store
+
+INTERFACE_VERSION = 1
+"""The version of the plugin interface that this file states; a backend declares the one it was written for."""
+
+REDUCE_OPS = ("sum", "avg", "min", "max", "prod", "band", "bor", "bxor")
+"""The reduce ops, spelt as torch spells them in lower case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether a backend's hardware is here, and the reason, in words that a user can act on."""
+
+    present: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A direct link from one device to another.
+
+    Args:
+        peer: the other device, as `str(device)` prints it.
+        kind: what it is, for instance "nvlink" or "pcie".
+        bandwidth: bytes per second in one direction; None when unknown.
+        latency: seconds; None when unknown.
+    """
+
+    peer: str
+    kind: str
+    bandwidth: float | None = None
+    latency: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device of one backend.
+
+    Args:
+        backend: the backend's name; not a torch device type (a Trainium3 is of type "neuron").
+        type: torch's device type.
+        index: torch's device index.
+        name: what its maker calls it.
+        memory: bytes of memory in all; None when unknown.
+        free: bytes of it that were free when asked; None when unknown.
+    """
+
+    backend: str
+    type: str
+    index: int
+    name: str = ""
+    memory: int | None = None
+    free: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.backend}:{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a device and its communicator can do, as data. What is not declared here is composed or refused.
+
+    Args:
+        dtypes: the dtypes that tensors on the device may have; all of them can be moved.
+        reductions: for each reduce op, the dtypes that the communicator's own `all_reduce`, `reduce` and
+            `reduce_scatter` take. Any other op and dtype is composed.
+        group_sizes: the legal group sizes; None when every size is legal.
+        group_size_multiple: every multiple of this is legal beside `group_sizes`.
+        max_groups: how many groups of more than one rank may be open at once in a process; None for no limit.
+        max_streams: how many streams the device runs at once; None for no limit.
+        links: the device's links to other devices.
+    """
+
+    dtypes: frozenset[torch.dtype]
+    reductions: Mapping[str, frozenset[torch.dtype]] = field(default_factory=lambda: MappingProxyType({}))
+    group_sizes: frozenset[int] | None = None
+    group_size_multiple: int | None = None
+    max_groups: int | None = None
+    max_streams: int | None = None
+    links: tuple[Link, ...] = ()
+
+    def allows_group_of(self, size: int) -> bool:
+        """Return whether a group of `size` ranks is legal."""
+        if self.group_sizes is None:
+            return True
+        multiple = self.group_size_multiple
+        return size in self.group_sizes or (multiple is not None and size % multiple == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The ranks that a communicator is opened over, seen from one of them.
+
+    Args:
+        ranks: the members' ranks in the world, in the group's order.
+        rank: this member's place in `ranks`.
+        device: the device that this rank's tensors live on.
+        store: shared by the members; carries JSON.
+        timeout: how long a verb may wait for its peers.
+        name: the same on every member, unique in the world.
+    """
+
+    ranks: tuple[int, ...]
+    rank: int
+    device: Device
+    store: Store
+    timeout: timedelta
+    name: str
+
+    @property
+    def size(self) -> int:
+        """The number of members."""
+        return len(self.ranks)
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.size} in group {self.name!r}"
+
+
+class Pending(Protocol):
+    """What a communicator's verb returns at once: a `devices.Work`, torch's own Work, anything with these two."""
+
+    def wait(self) -> object:
+        """Block until the verb is done and its tensors may be used; raise if it failed."""
+        ...
+
+    def is_completed(self) -> bool:
+        """Return whether `wait` would return at once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One tensor to or from one peer.
+
+    Args:
+        tensor: flat, contiguous, of dtype uint8; may be of size zero.
+        peer: the other side's rank in the group; never one's own.
+        tag: messages between two ranks with one tag arrive in the order sent; other tags are independent.
+    """
+
+    tensor: torch.Tensor
+    peer: int
+    tag: int = 0
+
+
+class Communicator:
+    """A group's transport. Implement `exchange`, or `all_gather` and `all_reduce`; override what you do better.
+
+    Every other verb is composed from those. Whatever moves data without reducing it gets flat, contiguous
+    uint8 tensors; whatever reduces gets flat, contiguous tensors of an op and dtype that the backend's
+    `Capabilities.reductions` declares, "avg" included only if declared. Inputs are left unchanged unless said
+    otherwise. Each verb starts its work and returns a `Pending`; a verb that is not overridden raises
+    `UnsupportedError`. Ranks are those of the group. All ranks call the verbs of a group in the same order,
+    `exchange` alone excepted, which only pairs of ranks need to match.
+    """
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
+        """Start all sends and receives together; neither waits for the other, so two ranks may send at once."""
+        raise _not_here(self, "exchange")
+
+    def all_gather(self, output: torch.Tensor, input: torch.Tensor) -> Pending:
+        """Fill `output` with every rank's `input`, in rank order: `output.numel() == size * input.numel()`."""
+        raise _not_here(self, "all_gather")
+
+    def all_reduce(self, tensor: torch.Tensor, op: str) -> Pending:
+        """Replace `tensor` by the reduction over all ranks, the same bits on every rank."""
+        raise _not_here(self, "all_reduce")
+
+    def reduce_scatter(self, output: torch.Tensor, input: torch.Tensor, op: str) -> Pending:
+        """Fill `output` with this rank's part of the reduced `input`: `input.numel() == size * output.numel()`."""
+        raise _not_here(self, "reduce_scatter")
+
+    def all_to_all(
+        self,
+        output: torch.Tensor,
+        input: torch.Tensor,
+        output_counts: Sequence[int],
+        input_counts: Sequence[int],
+    ) -> Pending:
+        """Send `input_counts[i]` bytes of `input` to rank i and fill `output` with `output_counts[i]` from it."""
+        raise _not_here(self, "all_to_all")
+
+    def broadcast(self, tensor: torch.Tensor, src: int) -> Pending:
+        """Replace `tensor` by that of rank `src`, NaNs and all."""
+        raise _not_here(self, "broadcast")
+
+    def reduce(self, tensor: torch.Tensor, dst: int, op: str) -> Pending:
+        """Replace `tensor` on rank `dst` by the reduction; elsewhere its content is then undefined."""
+        raise _not_here(self, "reduce")
+
+    def gather(self, output: torch.Tensor | None, input: torch.Tensor, dst: int) -> Pending:
+        """Fill `output` on rank `dst` with every rank's `input`, in rank order; elsewhere `output` is None."""
+        raise _not_here(self, "gather")
+
+    def scatter(self, output: torch.Tensor, input: torch.Tensor | None, src: int) -> Pending:
+        """Fill `output` with this rank's part of rank `src`'s `input`; elsewhere `input` is None."""
+        raise _not_here(self, "scatter")
+
+    def barrier(self) -> Pending:
+        """Complete once every rank has called it."""
+        raise _not_here(self, "barrier")
+
+    def abort(self) -> None:
+        """Make every verb that is waiting here fail soon; callable from any thread, more than once."""
+
+    def close(self) -> None:
+        """Give back what the communicator holds; callable more than once."""
+
+
+def _not_here(communicator: Communicator, verb: str) -> UnsupportedError:
+    return UnsupportedError(f"{type(communicator).__name__} has no {verb} of its own.")
+
+
+class Backend(abc.ABC):
+    """One kind of hardware. Building one is cheap and touches no hardware.
+
+    Attributes:
+        name: what users call it; no two plugins may share one.
+        device_type: torch's type of its devices; several backends may share one.
+        priority: "auto" takes the present backend with the highest; None is chosen only by name.
+        interface: the version of this interface that it was written for.
+        verified: what it has run on, for `devices doctor`; say so if it has never run on hardware.
+    """
+
+    name: ClassVar[str]
+    device_type: ClassVar[str]
+    priority: ClassVar[int | None] = 100
+    interface: ClassVar[int] = INTERFACE_VERSION
+    verified: ClassVar[str] = "not run on hardware"
+
+    @abc.abstractmethod
+    def probe(self) -> Probe:
+        """Return whether the hardware is here and why: within a second, no context opened, nothing heavy imported."""
+
+    @abc.abstractmethod
+    def devices(self) -> Sequence[Device]:
+        """Return the devices that this process may use, in index order; none if `probe` says absent."""
+
+    @abc.abstractmethod
+    def capabilities(self, device: Device) -> Capabilities:
+        """Return what `device` can do: equal for equal devices, whenever asked."""
+
+    @abc.abstractmethod
+    def open(self, group: Group) -> Communicator:
+        """Return a communicator over `group`; every member calls this, and it may wait for the others."""

@@ -1,0 +1,78 @@
+"""Every error that `devices` raises. Each is also the builtin that a caller would expect.
+
+    DevicesError
+    ├── BackendNotFoundError (LookupError)          no plugin provides that name
+    ├── BackendUnavailableError (RuntimeError)      its plugin is here, its hardware is not
+    ├── PluginError (ImportError)                   a plugin is broken, misspelt, or claims a taken name
+    ├── UnsupportedError (NotImplementedError)      this backend cannot do that, and nothing composes it
+    ├── WorldError (RuntimeError)                   no world is open, it is closed, or its variables disagree
+    ├── MeshError (ValueError)                      axes that do not fit the world or do not exist
+    ├── PlacementError (ValueError)                 dims, axes or patterns that match nothing
+    ├── ArgumentError (ValueError)                  a verb was given a shape, rank, op or size that cannot be right
+    ├── DtypeError (TypeError)                      a dtype that the op has no meaning for
+    └── CollectiveError (RuntimeError)              a verb failed on its way: a peer died or left
+        └── CollectiveTimeoutError (TimeoutError)   ... or did not come in time
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DevicesError(Exception):
+    """The root of all errors of `devices`."""
+
+
+class BackendNotFoundError(DevicesError, LookupError):
+    """No plugin provides a backend of that name."""
+
+
+class BackendUnavailableError(DevicesError, RuntimeError):
+    """The backend's plugin is installed, its hardware is not here; the message says why."""
+
+
+class PluginError(DevicesError, ImportError):
+    """A plugin is broken: it fails to import, misspells a hook, or claims a taken name."""
+
+
+class UnsupportedError(DevicesError, NotImplementedError):
+    """The backend cannot do what was asked, and nothing that it has composes it."""
+
+
+class WorldError(DevicesError, RuntimeError):
+    """No world is open, it was closed, or the variables that describe it disagree."""
+
+
+class MeshError(DevicesError, ValueError):
+    """Mesh axes that do not fit the world, or that do not exist."""
+
+
+class PlacementError(DevicesError, ValueError):
+    """A placement names an axis, a dim or a pattern that matches nothing."""
+
+
+class ArgumentError(DevicesError, ValueError):
+    """A verb was given a shape, a rank, an op or a size that cannot be right."""
+
+
+class DtypeError(DevicesError, TypeError):
+    """The reduce op has no meaning for that dtype."""
+
+
+class CollectiveError(DevicesError, RuntimeError):
+    """A verb failed on its way; the message names the rank, the verb and the group."""
+
+
+class CollectiveTimeoutError(CollectiveError, TimeoutError):
+    """A verb did not finish within the group's timeout."""
+
+
+def did_you_mean(asked: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'cuda'?" for the nearest of `known`, or nothing if none is near.
+
+    >>> did_you_mean("cdua", ["cpu", "cuda"])
+    "; did you mean 'cuda'?"
+    """
+    near = difflib.get_close_matches(asked, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
