@@ -10,6 +10,12 @@ from typing import final
 
 from devices import Backend, Capabilities, Communicator, Device, Group, Probe, hookimpl
 
+_DTYPES = (
+    "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
+    "float8_e8m0fnu", "complex32", "complex64", "complex128", "int8", "int16", "int32", "int64", "uint8", "uint16",
+    "uint32", "uint64", "bool",
+)  # fmt: skip
+
 
 @final
 class CPUBackend(Backend):
@@ -34,7 +40,7 @@ class CPUBackend(Backend):
         from devices import ProcessGroupCommunicator
 
         return Capabilities(
-            dtypes=frozenset(dtype for dtype in vars(torch).values() if _is_plain(dtype)),
+            dtypes=frozenset(getattr(torch, name) for name in _DTYPES),
             reductions=MappingProxyType(dict(ProcessGroupCommunicator.reductions("gloo"))),
         )
 

@@ -1,0 +1,147 @@
+"""One placement and collectives API over CUDA, AWS Neuron and CPU backends, each a plugin.
+
+torch is imported when it is first needed, not by `import devices`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from devices import errors
+from devices._backend import (
+    INTERFACE_VERSION,
+    REDUCE_OPS,
+    Backend,
+    Capabilities,
+    Communicator,
+    Device,
+    Group,
+    Link,
+    Message,
+    Pending,
+    Probe,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    from devices._collectives import (
+        all_gather,
+        all_reduce,
+        all_to_all,
+        barrier,
+        broadcast,
+        gather,
+        permute,
+        recv,
+        reduce,
+        reduce_scatter,
+        scatter,
+        send,
+    )
+    from devices._fit import device
+    from devices._hookspecs import hookimpl
+    from devices._placement import place
+    from devices._process_group import ProcessGroupCommunicator
+    from devices._registry import available, backends
+    from devices._store import Store
+    from devices._work import Work
+    from devices._world import World, explain, init
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    **dict.fromkeys(("Partial", "Replicate", "Shard"), "torch.distributed.tensor"),
+    **dict.fromkeys(
+        (
+            "all_gather",
+            "all_reduce",
+            "all_to_all",
+            "barrier",
+            "broadcast",
+            "gather",
+            "permute",
+            "recv",
+            "reduce",
+            "reduce_scatter",
+            "scatter",
+            "send",
+        ),
+        "devices._collectives",
+    ),
+    "device": "devices._fit",
+    "hookimpl": "devices._hookspecs",
+    "place": "devices._placement",
+    "ProcessGroupCommunicator": "devices._process_group",
+    **dict.fromkeys(("available", "backends"), "devices._registry"),
+    "Store": "devices._store",
+    "Work": "devices._work",
+    **dict.fromkeys(("World", "explain", "init"), "devices._world"),
+}
+
+__all__ = [
+    "INTERFACE_VERSION",
+    "REDUCE_OPS",
+    "Backend",
+    "Capabilities",
+    "Communicator",
+    "Device",
+    "Group",
+    "Link",
+    "Message",
+    "Partial",
+    "Pending",
+    "Probe",
+    "ProcessGroupCommunicator",
+    "Replicate",
+    "Shard",
+    "Store",
+    "Work",
+    "World",
+    "all_gather",
+    "all_reduce",
+    "all_to_all",
+    "available",
+    "backends",
+    "barrier",
+    "broadcast",
+    "device",
+    "errors",
+    "explain",
+    "gather",
+    "hookimpl",
+    "init",
+    "permute",
+    "place",
+    "recv",
+    "reduce",
+    "reduce_scatter",
+    "scatter",
+    "send",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name, and torch where it needs it, when it is first asked for."""
+    if name not in _LAZY:
+        from devices.errors import did_you_mean
+
+        raise AttributeError(f"module 'devices' has no attribute {name!r}{did_you_mean(name, __all__)}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# torch finds its process group "devices" by the entry point that it loads at the end of its own import. Where
+# torch was told not to, or came first in a way that missed it, importing us is what registers it.
+if "torch" in sys.modules or os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
+    from devices._autoload import register
+
+    register()

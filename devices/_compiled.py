@@ -1,0 +1,92 @@
+"""The verbs inside a compiled graph: custom ops of torch, where a group goes by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from devices import _torch
+from devices._flat import Call
+from devices._groups import verbs_over
+
+Tensor = torch.Tensor
+
+
+@torch.library.custom_op("devices::call", mutates_args=())
+def compiled_call(
+    given: Tensor,
+    verb: str,
+    op: str,
+    root: int,
+    counts: Sequence[int],
+    sent: Sequence[int],
+    pairs: Sequence[int],
+    rank: int,
+    group: str,
+) -> Tensor:
+    """Run a call in a compiled graph, where the group goes by its name and `pairs` are flattened."""
+    call = Call(verb, op, root, tuple(counts), tuple(sent), tuple(zip(pairs[::2], pairs[1::2], strict=True)))
+    verbs = verbs_over(_torch.resolve_group(group), given.device)
+    _, result = call.start(verbs, given, None, async_op=False)
+    return result.contiguous()
+
+
+@compiled_call.register_fake
+def _(given: Tensor, verb: str, op: str, root: int, counts: Sequence[int], sent: Sequence[int], pairs: Sequence[int],
+      rank: int, group: str) -> Tensor:  # fmt: skip
+    return given.new_empty(Call(verb, counts=tuple(counts)).numel(given.numel(), rank))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, verb, op, root, counts, sent, pairs, ctx.rank, ctx.group = inputs
+    ctx.call = Call(verb, op, root, tuple(counts), tuple(sent), tuple(zip(pairs[::2], pairs[1::2], strict=True)))
+
+
+def _compiled_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    call, divisor = ctx.call.adjoint()
+    back = apply_compiled(call, gradient, ctx.rank, ctx.group)
+    return (back / divisor if divisor != 1 else back), *[None] * 8
+
+
+compiled_call.register_autograd(_compiled_backward, setup_context=_keep)
+
+
+def apply_compiled(call: Call, given: Tensor, rank: int, group: str) -> Tensor:
+    """Apply `call` in a graph that is being compiled."""
+    flat_pairs = [end for pair in call.pairs for end in pair]
+    result: Tensor = compiled_call(
+        given, call.verb, call.op, call.root, list(call.counts), list(call.sent), flat_pairs, rank, group
+    )
+    return result
+
+
+# What only sends or waits has no result that a graph could depend on: kept alive and in order as an effect.
+
+
+@torch.library.custom_op("devices::send", mutates_args=())
+def compiled_send(given: Tensor, dst: int, tag: int, group: str) -> None:
+    """Send `given` in a compiled graph."""
+    verbs_over(_torch.resolve_group(group), given.device).send(given.contiguous(), dst, tag)
+
+
+@torch.library.custom_op("devices::recv", mutates_args=())
+def compiled_recv(like: Tensor, src: int, tag: int, group: str) -> Tensor:
+    """Receive a tensor as large as `like` in a compiled graph."""
+    result = torch.empty_like(like)
+    verbs_over(_torch.resolve_group(group), like.device).recv(result, src, tag)
+    return result
+
+
+@torch.library.custom_op("devices::barrier", mutates_args=())
+def compiled_barrier(on: Tensor, group: str) -> None:
+    """Wait for every rank in a compiled graph; `on` only tells the device."""
+    verbs_over(_torch.resolve_group(group), on.device).barrier()
+
+
+compiled_send.register_fake(lambda given, dst, tag, group: None)
+compiled_recv.register_fake(lambda like, src, tag, group: torch.empty_like(like))
+compiled_barrier.register_fake(lambda on, group: None)
+for _op in ("devices::send", "devices::recv", "devices::barrier"):
+    _torch.order_effects_of(_op)

@@ -1,0 +1,103 @@
+"""A communicator over one of torch's own process groups: what a vendor that has one needs, and what gloo is to us."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, final
+
+import torch
+
+from devices import _torch
+from devices._backend import Communicator, Message, Pending
+from devices._work import Together
+
+_GLOO = frozenset({torch.uint8, torch.int8, torch.int32, torch.int64})
+_NCCL = frozenset({torch.uint8, torch.int8, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64})
+_REDUCTIONS: dict[str, dict[str, frozenset[torch.dtype]]] = {
+    # Left to composition, for gloo's own answer differs from torch's arithmetic: min and max of floats (a NaN is
+    # kept or lost by its place) and all 16-bit floats (rounded at each addition).
+    "gloo": {
+        "sum": _GLOO | {torch.float32, torch.float64},
+        "prod": _GLOO | {torch.float32, torch.float64},
+        **dict.fromkeys(("min", "max", "band", "bor", "bxor"), _GLOO),
+    },
+    "nccl": {
+        **dict.fromkeys(("sum", "prod"), _NCCL | {torch.bfloat16}),
+        "avg": frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64}),
+        **dict.fromkeys(("min", "max"), frozenset({torch.uint8, torch.int8, torch.int32, torch.int64})),
+    },
+}
+
+
+@final
+class ProcessGroupCommunicator(Communicator):
+    """Carries each verb to torch's `process_group`: a `ProcessGroup` or one of torch's backends.
+
+    Args:
+        process_group: for instance `torch.distributed.ProcessGroupGloo(store, rank, size, timeout)`.
+    """
+
+    def __init__(self, process_group: Any) -> None:
+        self._group = process_group
+        self._all_gather, self._reduce_scatter, self._all_to_all = _torch.flat_verbs(process_group)
+
+    @staticmethod
+    def reductions(transport: str) -> Mapping[str, frozenset[torch.dtype]]:
+        """Return what torch's backend `transport` ("gloo", "nccl") reduces exactly as torch's arithmetic does."""
+        return MappingProxyType(_REDUCTIONS.get(transport, {}))
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
+        works = [self._group.recv([recv.tensor], recv.peer, recv.tag) for recv in recvs]
+        works += [self._group.send([send.tensor], send.peer, send.tag) for send in sends]
+        return works[0] if len(works) == 1 else Together(works)
+
+    def all_gather(self, output: torch.Tensor, input: torch.Tensor) -> Pending:
+        return self._all_gather(output, input, _torch.AllgatherOptions())
+
+    def all_reduce(self, tensor: torch.Tensor, op: str) -> Pending:
+        options = _torch.AllreduceOptions()
+        options.reduceOp = _torch.reduce_op(op)
+        return self._group.allreduce([tensor], options)
+
+    def reduce_scatter(self, output: torch.Tensor, input: torch.Tensor, op: str) -> Pending:
+        options = _torch.ReduceScatterOptions()
+        options.reduceOp = _torch.reduce_op(op)
+        return self._reduce_scatter(output, input, options)
+
+    def all_to_all(
+        self, output: torch.Tensor, input: torch.Tensor, output_counts: Sequence[int], input_counts: Sequence[int]
+    ) -> Pending:
+        return self._all_to_all(output, input, list(output_counts), list(input_counts), _torch.AllToAllOptions())
+
+    def broadcast(self, tensor: torch.Tensor, src: int) -> Pending:
+        options = _torch.BroadcastOptions()
+        options.rootRank = src
+        return self._group.broadcast([tensor], options)
+
+    def reduce(self, tensor: torch.Tensor, dst: int, op: str) -> Pending:
+        options = _torch.ReduceOptions()
+        options.rootRank = dst
+        options.reduceOp = _torch.reduce_op(op)
+        return self._group.reduce([tensor], options)
+
+    def gather(self, output: torch.Tensor | None, input: torch.Tensor, dst: int) -> Pending:
+        options = _torch.GatherOptions()
+        options.rootRank = dst
+        outputs = [] if output is None else [list(output.view(self._group.size(), -1))]
+        return self._group.gather(outputs, [input], options)
+
+    def scatter(self, output: torch.Tensor, input: torch.Tensor | None, src: int) -> Pending:
+        options = _torch.ScatterOptions()
+        options.rootRank = src
+        inputs = [] if input is None else [list(input.view(self._group.size(), -1))]
+        return self._group.scatter([output], inputs, options)
+
+    def barrier(self) -> Pending:
+        return self._group.barrier(_torch.BarrierOptions())
+
+    def abort(self) -> None:
+        self._group.abort()
+
+    def close(self) -> None:
+        self._group.shutdown()

@@ -1,0 +1,101 @@
+"""Every private name of torch that `devices` uses, in one place. Tried on torch 2.11 to 2.13 (CPU) and documented as such.
+
+When a new torch moves one of these, this is the only file to mend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import ReduceOp
+
+AllreduceOptions = c10d.AllreduceOptions
+AllgatherOptions = c10d.AllgatherOptions
+AllToAllOptions = c10d.AllToAllOptions
+BarrierOptions = c10d.BarrierOptions
+BroadcastOptions = c10d.BroadcastOptions
+GatherOptions = c10d.GatherOptions
+ReduceOptions = c10d.ReduceOptions
+ReduceScatterOptions = c10d.ReduceScatterOptions
+ScatterOptions = c10d.ScatterOptions
+
+PREMUL_SUM = c10d.ReduceOp.RedOpType.PREMUL_SUM
+
+_TO_TORCH = {
+    "sum": dist.ReduceOp.SUM,
+    "avg": dist.ReduceOp.AVG,
+    "min": dist.ReduceOp.MIN,
+    "max": dist.ReduceOp.MAX,
+    "prod": dist.ReduceOp.PRODUCT,
+    "band": dist.ReduceOp.BAND,
+    "bor": dist.ReduceOp.BOR,
+    "bxor": dist.ReduceOp.BXOR,
+}
+_FROM_TORCH = {op: name for name, op in _TO_TORCH.items()}
+
+
+def reduce_op(name: str) -> ReduceOp:
+    """Return torch's reduce op of that name."""
+    return _TO_TORCH[name]
+
+
+def reduce_op_name(op: Any) -> str:
+    """Return our name of torch's reduce op; "premul" for a premultiplied sum, whose factor is `op.factor`."""
+    return "premul" if getattr(op, "op", op) == PREMUL_SUM else _FROM_TORCH[getattr(op, "op", op)]
+
+
+def flat_verbs(group: Any) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Return a native group's all-gather, reduce-scatter and all-to-all over flat tensors, by new or old name.
+
+    torch 2.13 names them `all_gather_single`, `reduce_scatter_single` and `all_to_all_single` on a process
+    group; its own backends, and every group of an older torch, have the underscored names alone.
+    """
+    return (
+        getattr(group, "all_gather_single", None) or group._allgather_base,
+        getattr(group, "reduce_scatter_single", None) or group._reduce_scatter_base,
+        getattr(group, "all_to_all_single", None) or group.alltoall_base,
+    )
+
+
+def resolve_group(name: str) -> dist.ProcessGroup:
+    """Return the process group that torch registered under `name`."""
+    return c10d._resolve_process_group(name)  # type: ignore[arg-type]
+
+
+def refuse_object_collectives(is_ours: Callable[[Any], bool], refusal: Callable[[], Exception]) -> None:
+    """Make torch's object collectives, which pickle, raise `refusal()` on groups for which `is_ours` holds.
+
+    They turn objects into tensors and back by two functions that are told the group; below those, a process
+    group sees only bytes and could not tell. Calling this again changes nothing.
+    """
+    for name in ("_object_to_tensor", "_tensor_to_object"):
+        original = getattr(c10d, name)
+        if getattr(original, "refuses_pickles", False):
+            continue
+
+        def guarded(*args: Any, _original: Callable[..., Any] = original, **kwargs: Any) -> Any:
+            group = kwargs.get("group", args[2] if len(args) > 2 else None)
+            if is_ours(group if group is not None else dist.group.WORLD):
+                raise refusal()
+            return _original(*args, **kwargs)
+
+        guarded.refuses_pickles = True  # type: ignore[attr-defined]
+        setattr(c10d, name, guarded)
+
+
+def order_effects_of(op: Any) -> None:
+    """Keep compiled calls of the custom op `op` in program order and alive, though nothing uses their results."""
+    from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
+
+    _register_effectful_op(op, _EffectType.ORDERED)
+
+
+def autoload_is_off() -> bool:
+    """Return whether torch was told not to load the `torch.backends` entry points by itself."""
+    return not torch._is_device_backend_autoload_enabled()

@@ -1,0 +1,193 @@
+"""`init()`: open the world, of torchrun's ranks or of one, on the backend that fits."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, final
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from devices import _autoload, _registry
+from devices._c10d import DevicesGroup
+from devices._mesh import mesh_shape
+from devices._open import my_device
+from devices.errors import ArgumentError, WorldError
+
+if TYPE_CHECKING:
+    from devices._backend import Device
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+_current: World | None = None
+_openings = itertools.count()
+
+
+@final
+class World:
+    """All ranks of a program, seen from this one. A context manager: leaving it closes the world.
+
+    Attributes:
+        rank: this process's rank, 0 to size - 1.
+        size: the number of ranks.
+        device: the `torch.device` that this rank's tensors belong on.
+        backend: the backend's name.
+    """
+
+    def __init__(self, choice: _registry.Choice, device: Device, *, owns_group: bool, note: str) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self.backend = choice.backend.name
+        self.device = torch.device(device.type) if device.type == "cpu" else torch.device(device.type, device.index)
+        self._owns_group = owns_group
+        self._choice = choice
+        self._note = note
+        self._closed = False
+
+    def mesh(self, axes: Mapping[str, int]) -> DeviceMesh:
+        """Return a `DeviceMesh` of all ranks with the named axes, the last one varying fastest.
+
+        Args:
+            axes: the length of each axis; one may be -1 and takes what the others leave.
+
+        Raises:
+            MeshError: the lengths do not multiply to the world's size.
+            WorldError: the world is closed.
+
+        >>> import devices
+        >>> with devices.init() as world:
+        ...     world.mesh({"dp": -1, "tp": 1}).shape
+        (1, 1)
+        """
+        self._check_open()
+        shape = mesh_shape(axes, self.size)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=tuple(axes))
+
+    def close(self) -> None:
+        """Close the world: its groups are given back. Closing twice does nothing."""
+        global _current
+        if self._closed:
+            return
+        self._closed = True
+        if _current is self:
+            _current = None
+        if self._owns_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def explain(self) -> str:
+        """Return which backend was chosen and why, and how the ranks found each other."""
+        return f"{self._choice}\nrank {self.rank} of {self.size} on {self.device}: {self._note}"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise WorldError(f"rank {self.rank} of {self.size}: this world is closed; open another by devices.init()")
+
+    def __enter__(self) -> World:
+        self._check_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"World(rank={self.rank}, size={self.size}, backend={self.backend!r}, device={self.device}{state})"
+
+
+def init(backend: str = "auto", *, timeout: timedelta | float = 600.0) -> World:
+    """Open the world and return it.
+
+    The ranks are those of torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or this process
+    alone when none is set. A process group that torch already has is adopted as it is, and left open by `close`.
+
+    Args:
+        backend: a backend's name, or "auto" for the best that is present; see `explain`. The variable
+            DEVICES_BACKEND, when set, is what "auto" means.
+        timeout: how long a verb may wait for its peers: a timedelta, or seconds.
+
+    Raises:
+        WorldError: a world is open already, or torchrun's variables are incomplete or contradict each other.
+        BackendNotFoundError: no plugin provides `backend`.
+        BackendUnavailableError: its hardware is not here.
+
+    >>> import devices
+    >>> with devices.init() as world:
+    ...     (world.rank, world.size)
+    (0, 1)
+    """
+    global _current
+    if _current is not None:
+        raise WorldError(f"{_current!r} is open; close it before you open another")
+    limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
+    if limit <= timedelta(0):
+        raise ArgumentError(f"timeout must be positive, got {timeout!r}")
+    choice = _registry.choose(backend)
+    if dist.is_initialized():
+        _current = _adopt(choice, asked=backend)
+        return _current
+    _autoload.register()
+    device = my_device(choice.backend)
+    if device.type != "cpu":
+        torch.get_device_module(device.type).set_device(device.index)
+    store, rank, size, note = _rendezvous(limit)
+    dist.init_process_group("devices", store=store, rank=rank, world_size=size, timeout=limit, pg_options=choice)
+    _current = World(choice, device, owns_group=True, note=note)
+    return _current
+
+
+def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:
+    """Return a store shared by all ranks, this rank, the number of ranks, and how they met."""
+    # A second world in the same processes must not read the first one's keys.
+    prefix = f"devices/{next(_openings)}"
+    found = [name for name in _TORCHRUN if name in os.environ]
+    if not found:
+        return dist.PrefixStore(prefix, dist.HashStore()), 0, 1, "no launcher, so a world of one"
+    if missing := [name for name in _TORCHRUN if name not in os.environ]:
+        raise WorldError(
+            f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} set, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not; launch by torchrun, which sets them all, or unset them "
+            "for a world of one"
+        )
+    rank, size = (_whole_number(name) for name in ("RANK", "WORLD_SIZE"))
+    if not 0 <= rank < size:
+        raise WorldError(f"RANK is {rank} and WORLD_SIZE is {size}; ranks go from 0 to WORLD_SIZE - 1")
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    store.set_timeout(timeout)
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return dist.PrefixStore(prefix, store), rank, size, f"{size} ranks met at {address}"
+
+
+def _whole_number(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError:
+        raise WorldError(f"{name} is {os.environ[name]!r}, not a whole number") from None
+
+
+def _adopt(choice: _registry.Choice, *, asked: str) -> World:
+    """Return a world over the process group that torch has already."""
+    group = dist.group.WORLD
+    if isinstance(group, DevicesGroup):
+        if asked not in ("auto", group.choice.backend.name):
+            raise WorldError(
+                f"torch's process group is of backend {group.choice.backend.name!r}, but {asked!r} was asked for; "
+                "call devices.init() first, or ask for 'auto'"
+            )
+        return World(group.choice, group.group.device, owns_group=False, note="torch's process group was adopted")
+    note = f"torch's {dist.get_backend()!r} process group was adopted; its own verbs carry ours"
+    return World(choice, my_device(choice.backend), owns_group=False, note=note)
+
+
+def explain() -> str:
+    """Return what was found, what was chosen and why, as text: of the open world, else of what `init()` would choose.
+
+    >>> import devices
+    >>> print(devices.explain())  # doctest: +ELLIPSIS
+    backend ...
+    """
+    return _current.explain() if _current is not None else str(_registry.choose())

@@ -1,0 +1,1 @@
+"""How verbs are made: schedules and their generators, local arithmetic, and the lowerings onto a communicator."""

@@ -1,0 +1,65 @@
+"""Runs one rank's program of a schedule over a communicator's `exchange`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from devices._backend import Message, Pending
+from devices.algorithms.arithmetic import combine
+from devices.algorithms.layout import Layout
+from devices.algorithms.schedule import Copy, Schedule, Send
+
+COLLECTIVE_TAG = 1 << 30
+"""The tag of all messages of schedules; those of users lie below."""
+
+Exchange = Callable[[Sequence[Message], Sequence[Message]], Pending]
+
+
+def run(schedule: Schedule, rank: int, exchange: Exchange, chunks: Layout, op: str = "sum") -> None:
+    """Run `rank`'s program and return when it is done.
+
+    Chunks of no elements are not sent; both sides know their sizes.
+
+    Args:
+        schedule: what to run.
+        rank: whose program.
+        exchange: a communicator's.
+        chunks: the rank's tensors.
+        op: how `reduce` combines, on a dtype that `arithmetic.combine` takes.
+    """
+    # Where received data waits to be combined, by size; most steps need one, of the same size as the last.
+    free: dict[int, list[torch.Tensor]] = {}
+    for step in schedule.program(rank):
+        sends: list[Message] = []
+        recvs: list[Message] = []
+        landed: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        for action in step:
+            if isinstance(action, Copy):
+                _copy(chunks[action.source], chunks[action.target], op if action.reduce else None)
+                continue
+            tensor = chunks[action.chunk]
+            if not tensor.numel():
+                continue
+            if isinstance(action, Send):
+                sends.append(Message(tensor.view(torch.uint8), action.peer, COLLECTIVE_TAG))
+                continue
+            if action.reduce:
+                spare = free.get(tensor.numel())
+                target, tensor = tensor, spare.pop() if spare else torch.empty_like(tensor)
+                landed.append((action.peer, target, tensor))
+            recvs.append(Message(tensor.view(torch.uint8), action.peer, COLLECTIVE_TAG))
+        if sends or recvs:
+            exchange(sends, recvs).wait()
+        for peer, target, received in landed:
+            first, second = (received, target) if peer < rank else (target, received)
+            combine(op, first, second, target)
+            free.setdefault(received.numel(), []).append(received)
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor, op: str | None) -> None:
+    if op is not None:
+        combine(op, target, source, target)
+    elif source.data_ptr() != target.data_ptr():
+        target.copy_(source)

@@ -1,0 +1,575 @@
+"""`Verbs`: the complete set of verbs over any conforming communicator."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import final
+
+import torch
+
+from devices._backend import Capabilities, Communicator, Group, Message, Pending
+from devices.algorithms.arithmetic import MEANINGFUL, Carrier, check_reduction
+from devices.algorithms.by_gather import native_carrier
+from devices.algorithms.executor import COLLECTIVE_TAG
+from devices.algorithms.lowerings import compose, own_verbs
+from devices.algorithms.transport import Transport
+from devices.algorithms.worker import Job, Worker
+from devices.errors import (
+    ArgumentError,
+    CollectiveError,
+    CollectiveTimeoutError,
+    DevicesError,
+    PluginError,
+    UnsupportedError,
+    WorldError,
+)
+
+Tensor = torch.Tensor
+
+
+@final
+class _Done:
+    def wait(self) -> None:
+        pass
+
+    def is_completed(self) -> bool:
+        return True
+
+
+DONE = _Done()
+"""What a verb returns that was done before it returned."""
+
+
+@final
+class Verbs:
+    """A group's verbs, seen from one rank: native where the communicator has them and they fit, else composed.
+
+    All tensors are flat, contiguous and on the group's device. Each verb returns a `Pending`, already done unless
+    `async_op`. `counts` are numbers of elements by rank, the same on all ranks, zeros allowed; without them all
+    parts are equal. What is not changed in place is left unchanged; a part of the input and its counterpart in
+    the output may be the same memory. All ranks call a group's collective verbs in the same order; send, recv and
+    exchange are apart from that order, may be called beside it, and need only be matched by their peer.
+
+    A composed verb with `async_op` runs on a thread of the group, and while it does, the verbs after it queue
+    there, so `exchange` may be called from two threads at once.
+
+    Args:
+        communicator: the group's transport; None will do for a group of one.
+        group: the members.
+        capabilities: what the device and the communicator can do.
+
+    Raises:
+        PluginError: the communicator lacks what every verb could be composed from.
+    """
+
+    def __init__(self, communicator: Communicator | None, group: Group, capabilities: Capabilities) -> None:
+        self.group = group
+        self.capabilities = capabilities
+        self._communicator = communicator
+        self._size, self._rank = group.size, group.rank
+        self._worker: Worker | None = None
+        self._is_closed = self._is_aborted = False
+        # The pairs of op and dtype that all_reduce needs to do nothing for, and those that it hands on as they are.
+        self._alone: frozenset[tuple[str, torch.dtype]] = frozenset()
+        self._direct: frozenset[tuple[str, torch.dtype]] = frozenset()
+        if self._size == 1:
+            self._alone = MEANINGFUL
+            return
+        if communicator is None:
+            raise PluginError(f"{group}: a group of more than one rank needs a communicator, got None")
+        kind, index = group.device.type, group.device.index
+        device = torch.device(kind) if kind == "cpu" else torch.device(kind, index)
+        self._lowered = compose(communicator)
+        self._own = own_verbs(communicator)
+        self._on = Transport(communicator, self._rank, self._size, device, capabilities.reductions)
+        if "all_reduce" in self._own:
+            self._direct = frozenset(pair for pair in MEANINGFUL if self._on.reduces(*pair))
+            self._start_all_reduce = communicator.all_reduce
+
+    def all_reduce(self, tensor: Tensor, op: str = "sum", *, async_op: bool = False) -> Pending:
+        """Replace `tensor` by the reduction over all ranks, the same bits on every rank."""
+        pair = op, tensor.dtype
+        if pair in self._alone:
+            return DONE
+        if pair in self._direct and (self._worker is None or not self._worker.is_busy) and tensor.numel():
+            try:
+                pending = self._start_all_reduce(tensor, op)
+                if async_op:
+                    return _Started(self, "all_reduce", pending, None)
+                pending.wait()
+            except DevicesError:
+                raise
+            except Exception as error:
+                raise self._failure("all_reduce", error) from error
+            return DONE
+        self._require_open("all_reduce")
+        check_reduction(op, tensor.dtype)
+        if not tensor.numel():
+            return DONE
+        carrier = self._native_carrier("all_reduce", op, tensor.dtype)
+        if carrier is not None:
+            return self._native("all_reduce", partial(self._reduce_carried, carrier, tensor), async_op)
+        return self._compose("all_reduce", partial(self._reduce_composed, tensor, op), async_op)
+
+    def all_gather(
+        self, output: Tensor, input: Tensor, counts: Sequence[int] | None = None, *, async_op: bool = False
+    ) -> Pending:
+        """Fill `output` with every rank's `input`, in rank order."""
+        verb = "all_gather"
+        self._require_open(verb)
+        sizes, is_even = self._sizes(verb, counts, input.numel())
+        self._require_size(verb, "input", input, sizes[self._rank])
+        self._require_size(verb, "output", output, sum(sizes))
+        self._require_same_dtype(verb, output, input)
+        if self._size == 1:
+            return _copy(input, output)
+        if not output.numel():
+            return DONE
+        args = _bytes(output), _bytes(input)
+        if is_even and verb in self._own:
+            return self._native(verb, lambda: (self._on.communicator.all_gather(*args), None), async_op)
+        return self._move(verb, (*args, _scaled(sizes, output)), async_op)
+
+    def reduce_scatter(
+        self,
+        output: Tensor,
+        input: Tensor,
+        op: str = "sum",
+        counts: Sequence[int] | None = None,
+        *,
+        async_op: bool = False,
+    ) -> Pending:
+        """Fill `output` with this rank's part of the reduced `input`."""
+        verb = "reduce_scatter"
+        self._require_open(verb)
+        check_reduction(op, input.dtype)
+        sizes, is_even = self._sizes(verb, counts, output.numel())
+        self._require_size(verb, "input", input, sum(sizes))
+        self._require_size(verb, "output", output, sizes[self._rank])
+        self._require_same_dtype(verb, output, input)
+        if self._size == 1:
+            return _copy(input, output)
+        if not input.numel():
+            return DONE
+        carrier = self._native_carrier(verb, op, input.dtype) if is_even else None
+        if carrier is not None:
+            return self._native(verb, partial(self._reduce_scatter_carried, carrier, output, input), async_op)
+        return self._compose(verb, partial(self._reduce_scatter_composed, output, input, op, sizes), async_op)
+
+    def all_to_all(
+        self,
+        output: Tensor,
+        input: Tensor,
+        output_counts: Sequence[int] | None = None,
+        input_counts: Sequence[int] | None = None,
+        *,
+        async_op: bool = False,
+    ) -> Pending:
+        """Send `input_counts[i]` elements of `input` to rank i and fill `output` with `output_counts[i]` from it.
+
+        Unlike other counts, these differ by rank: what a rank sends to another, that one receives.
+        """
+        verb = "all_to_all"
+        self._require_open(verb)
+        received, _ = self._sizes(verb, output_counts, output.numel() // self._size)
+        sent, _ = self._sizes(verb, input_counts, input.numel() // self._size)
+        self._require_size(verb, "output", output, sum(received))
+        self._require_size(verb, "input", input, sum(sent))
+        self._require_same_dtype(verb, output, input)
+        if received[self._rank] != sent[self._rank]:
+            raise self._wrong(verb, f"sends itself {sent[self._rank]} elements and expects {received[self._rank]}")
+        if self._size == 1:
+            return _copy(input, output)
+        args = (_bytes(output), _bytes(input), _scaled(received, output), _scaled(sent, input))
+        if verb in self._own:
+            return self._native(verb, lambda: (self._on.communicator.all_to_all(*args), None), async_op)
+        return self._move(verb, args, async_op)
+
+    def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> Pending:
+        """Replace `tensor` by that of rank `src`."""
+        verb = "broadcast"
+        self._require_open(verb)
+        self._require_rank(verb, "src", src)
+        if self._size == 1 or not tensor.numel():
+            return DONE
+        data = _bytes(tensor)
+        if verb in self._own:
+            return self._native(verb, lambda: (self._on.communicator.broadcast(data, src), None), async_op)
+        return self._move(verb, (data, src), async_op)
+
+    def reduce(self, tensor: Tensor, dst: int, op: str = "sum", *, async_op: bool = False) -> Pending:
+        """Replace `tensor` on rank `dst` by the reduction over all ranks."""
+        verb = "reduce"
+        self._require_open(verb)
+        self._require_rank(verb, "dst", dst)
+        check_reduction(op, tensor.dtype)
+        if self._size == 1 or not tensor.numel():
+            return DONE
+        carrier = self._native_carrier(verb, op, tensor.dtype)
+        if carrier is not None:
+            return self._native(verb, partial(self._reduce_carried, carrier, tensor, dst), async_op)
+        return self._compose(verb, partial(self._reduce_composed, tensor, op, dst), async_op)
+
+    def gather(
+        self,
+        output: Tensor | None,
+        input: Tensor,
+        dst: int,
+        counts: Sequence[int] | None = None,
+        *,
+        async_op: bool = False,
+    ) -> Pending:
+        """Fill `output` on rank `dst` with every rank's `input`, in rank order; elsewhere `output` is None."""
+        verb = "gather"
+        self._require_open(verb)
+        self._require_rank(verb, "dst", dst)
+        sizes, is_even = self._sizes(verb, counts, input.numel())
+        self._require_size(verb, "input", input, sizes[self._rank])
+        self._require_at_root(verb, "output", output, dst, sum(sizes))
+        if output is not None:
+            self._require_same_dtype(verb, output, input)
+            if self._size == 1:
+                return _copy(input, output)
+        if not sum(sizes):
+            return DONE
+        args = None if output is None else _bytes(output), _bytes(input), dst
+        if is_even and verb in self._own:
+            return self._native(verb, lambda: (self._on.communicator.gather(*args), None), async_op)
+        return self._move(verb, (*args, _scaled(sizes, input)), async_op)
+
+    def scatter(
+        self,
+        output: Tensor,
+        input: Tensor | None,
+        src: int,
+        counts: Sequence[int] | None = None,
+        *,
+        async_op: bool = False,
+    ) -> Pending:
+        """Fill `output` with this rank's part of rank `src`'s `input`; elsewhere `input` is None."""
+        verb = "scatter"
+        self._require_open(verb)
+        self._require_rank(verb, "src", src)
+        sizes, is_even = self._sizes(verb, counts, output.numel())
+        self._require_size(verb, "output", output, sizes[self._rank])
+        self._require_at_root(verb, "input", input, src, sum(sizes))
+        if input is not None:
+            self._require_same_dtype(verb, output, input)
+            if self._size == 1:
+                return _copy(input, output)
+        if not sum(sizes):
+            return DONE
+        args = _bytes(output), None if input is None else _bytes(input), src
+        if is_even and verb in self._own:
+            return self._native(verb, lambda: (self._on.communicator.scatter(*args), None), async_op)
+        return self._move(verb, (*args, _scaled(sizes, output)), async_op)
+
+    def permute(
+        self, output: Tensor | None, input: Tensor, pairs: Sequence[tuple[int, int]], *, async_op: bool = False
+    ) -> Pending:
+        """Fill `output` on the second rank of each pair with the `input` of the first.
+
+        Args:
+            output: None, or left as it is, where nothing is received.
+            input: of one size on all ranks.
+            pairs: the same on all ranks; each rank sends at most once and receives at most once.
+            async_op: whether to return before it is done.
+        """
+        verb = "permute"
+        self._require_open(verb)
+        for end, ranks in (("sends", [src for src, _ in pairs]), ("receives", [dst for _, dst in pairs])):
+            for rank in ranks:
+                self._require_rank(verb, "each rank of pairs", rank)
+            if len(set(ranks)) != len(ranks):
+                raise self._wrong(verb, f"a rank {end} more than once in {list(pairs)}")
+        if any(dst == self._rank for _, dst in pairs):
+            if output is None:
+                raise self._wrong(verb, "this rank receives something and needs an output, got None")
+            self._require_size(verb, "output", output, input.numel())
+            self._require_same_dtype(verb, output, input)
+            if self._size == 1:
+                return _copy(input, output)
+        else:
+            output = None
+        if self._size == 1 or not input.numel():
+            return DONE
+        return self._move(verb, (None if output is None else _bytes(output), _bytes(input), pairs), async_op)
+
+    def barrier(self, *, async_op: bool = False) -> Pending:
+        """Be done once every rank has called it."""
+        self._require_open("barrier")
+        if self._size == 1:
+            return DONE
+        if "barrier" in self._own:
+            return self._native("barrier", lambda: (self._on.communicator.barrier(), None), async_op)
+        return self._move("barrier", (), async_op)
+
+    def send(self, tensor: Tensor, dst: int, tag: int = 0, *, async_op: bool = False) -> Pending:
+        """Send `tensor` to rank `dst`, which receives it with the same tag."""
+        return self._exchange("send", (Message(tensor, dst, tag),), (), async_op)
+
+    def recv(self, tensor: Tensor, src: int, tag: int = 0, *, async_op: bool = False) -> Pending:
+        """Fill `tensor` with what rank `src` sends with the same tag."""
+        return self._exchange("recv", (), (Message(tensor, src, tag),), async_op)
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, async_op: bool = False) -> Pending:
+        """Do all sends and receives together, of tensors of any dtype; neither waits for the other."""
+        return self._exchange("exchange", sends, recvs, async_op)
+
+    def abort(self) -> None:
+        """Make every verb that is waiting here fail soon, and what is queued with it; callable from any thread."""
+        self._is_aborted = True
+        if self._communicator is not None:
+            self._communicator.abort()
+
+    def close(self) -> None:
+        """Finish what is queued and give everything back. After that every verb raises; callable more than once."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._alone = self._direct = frozenset()
+        if self._worker is not None:
+            self._worker.close()
+        if self._communicator is not None:
+            try:
+                self._communicator.close()
+            except DevicesError:
+                raise
+            except Exception as error:
+                raise self._failure("close", error) from error
+
+    # How verbs run.
+
+    def _is_busy(self) -> bool:
+        return self._worker is not None and self._worker.is_busy
+
+    def _native(self, verb: str, start: Callable[[], _Start], async_op: bool) -> Pending:
+        """Run a verb of the communicator's own: directly, or behind what is queued."""
+        if self._is_busy():
+
+            def run() -> None:
+                pending, finish = start()
+                pending.wait()
+                if finish is not None:
+                    finish()
+
+            return self._enqueue(verb, run, async_op)
+        try:
+            pending, finish = start()
+            if async_op:
+                return _Started(self, verb, pending, finish)
+            pending.wait()
+            if finish is not None:
+                finish()
+        except DevicesError:
+            raise
+        except Exception as error:
+            raise self._failure(verb, error) from error
+        return DONE
+
+    def _move(self, verb: str, args: tuple[object, ...], async_op: bool) -> Pending:
+        """Compose a verb that only moves data."""
+        return self._compose(verb, partial(self._lowered[verb].run, self._on, *args), async_op)
+
+    def _compose(self, verb: str, run: Callable[[], None], async_op: bool) -> Pending:
+        if async_op or self._is_busy():
+            return self._enqueue(verb, run, async_op)
+        with torch.no_grad():
+            self._guard(verb, run)
+        return DONE
+
+    def _enqueue(self, verb: str, run: Callable[[], None], async_op: bool) -> Pending:
+        if self._worker is None:
+            self._worker = Worker(f"devices {self.group.name} {self._rank}")
+        job = Job(partial(self._guard, verb, run), self._on.device)
+        self._worker.submit(job)
+        if async_op:
+            return job
+        job.wait()
+        return DONE
+
+    def _guard(self, verb: str, run: Callable[[], None]) -> None:
+        """Run a verb, its errors wrapped."""
+        if self._is_aborted:
+            raise CollectiveError(f"{self._who()}: {verb} was not started: the group was aborted")
+        try:
+            run()
+        except DevicesError:
+            raise
+        except Exception as error:
+            raise self._failure(verb, error) from error
+
+    def _exchange(self, verb: str, sends: Sequence[Message], recvs: Sequence[Message], async_op: bool) -> Pending:
+        self._require_open(verb)
+        for message in (*sends, *recvs):
+            self._require_rank(verb, "the peer", message.peer)
+            if message.peer == self._rank:
+                raise self._wrong(verb, "the peer is the rank itself; copy the tensor instead")
+            if not 0 <= message.tag < COLLECTIVE_TAG:
+                raise self._wrong(verb, f"a tag is at least 0 and below 2**30, got {message.tag}")
+        if not sends and not recvs:
+            return DONE
+        if "exchange" not in self._own:
+            kind = type(self._communicator).__name__
+            raise UnsupportedError(
+                f"{self._who()}: {kind} has no point-to-point messages, so {verb} cannot be done and nothing composes "
+                "it; use permute or broadcast, which all ranks call"
+            )
+        communicator = self._on.communicator
+        out = [Message(_bytes(message.tensor), message.peer, message.tag) for message in sends]
+        into = [Message(_bytes(message.tensor), message.peer, message.tag) for message in recvs]
+        try:
+            pending = communicator.exchange(out, into)
+            if async_op:
+                return _Started(self, verb, pending, None)
+            pending.wait()
+        except DevicesError:
+            raise
+        except Exception as error:
+            raise self._failure(verb, error) from error
+        return DONE
+
+    # How reductions run.
+
+    def _native_carrier(self, verb: str, op: str, dtype: torch.dtype) -> Carrier | None:
+        return native_carrier(self._on, op, dtype) if verb in self._own else None
+
+    def _reduce_carried(self, carrier: Carrier, tensor: Tensor, dst: int | None = None) -> _Start:
+        """Start the communicator's own all_reduce or, to `dst`, reduce."""
+        data = carrier.encode(tensor)
+        if dst is None:
+            pending = self._on.communicator.all_reduce(data, carrier.op)
+        else:
+            if dst != self._rank and carrier.shares:
+                data = data.detach().clone()
+            pending = self._on.communicator.reduce(data, dst, carrier.op)
+            if dst != self._rank:
+                return pending, None
+        return pending, partial(carrier.decode, data, tensor, self._size) if carrier.hops else None
+
+    def _reduce_composed(self, tensor: Tensor, op: str, dst: int | None = None) -> None:
+        lowering = self._lowered["all_reduce" if dst is None else "reduce"]
+        carrier = lowering.carrier(self._on, op, tensor.dtype)
+        data = carrier.encode(tensor)
+        lowering.run(self._on, data, *(() if dst is None else (dst,)), carrier.op)
+        if dst is None or dst == self._rank:
+            carrier.decode(data, tensor, self._size)
+
+    def _reduce_scatter_carried(self, carrier: Carrier, output: Tensor, input: Tensor) -> _Start:
+        data = carrier.encode(input)
+        target = carrier.encode(output) if carrier.shares else data.new_empty(data.numel() // self._size)
+        pending = self._on.communicator.reduce_scatter(target, data, carrier.op)
+        return pending, partial(carrier.decode, target, output, self._size) if carrier.hops else None
+
+    def _reduce_scatter_composed(self, output: Tensor, input: Tensor, op: str, counts: Sequence[int]) -> None:
+        lowering = self._lowered["reduce_scatter"]
+        carrier = lowering.carrier(self._on, op, input.dtype)
+        data = carrier.encode(input)
+        target = carrier.encode(output) if carrier.shares else data.new_empty(output.numel() * carrier.factor)
+        lowering.run(self._on, target, data, carrier.op, [count * carrier.factor for count in counts])
+        carrier.decode(target, output, self._size)
+
+    # What is wrong.
+
+    def _who(self) -> str:
+        return f"{self.group}"
+
+    def _wrong(self, verb: str, what: str) -> ArgumentError:
+        return ArgumentError(f"{self._who()}: {verb}: {what}")
+
+    def _failure(self, verb: str, error: Exception) -> CollectiveError:
+        text = str(error) or type(error).__name__
+        is_late = isinstance(error, TimeoutError) or "timed out" in text.lower() or "timeout" in text.lower()
+        kind = CollectiveTimeoutError if is_late else CollectiveError
+        return kind(f"{self._who()}: {verb} failed: {text}")
+
+    def _require_open(self, verb: str) -> None:
+        if self._is_closed:
+            raise WorldError(f"{self._who()}: {verb} was called, but the group is closed")
+
+    def _require_rank(self, verb: str, name: str, rank: int) -> None:
+        if not 0 <= rank < self._size:
+            raise self._wrong(verb, f"{name} must be a rank of the group, 0 to {self._size - 1}, got {rank}")
+
+    def _require_size(self, verb: str, name: str, tensor: Tensor, size: int) -> None:
+        if tensor.numel() != size:
+            raise self._wrong(verb, f"{name} must have {size} elements, got {tensor.numel()}")
+
+    def _require_same_dtype(self, verb: str, output: Tensor, input: Tensor) -> None:
+        if output.dtype != input.dtype:
+            raise self._wrong(verb, f"output is of {output.dtype}, input of {input.dtype}; they must be of one dtype")
+
+    def _require_at_root(self, verb: str, name: str, tensor: Tensor | None, root: int, size: int) -> None:
+        if self._rank == root:
+            if tensor is None:
+                raise self._wrong(verb, f"this rank is the root and needs an {name}, got None")
+            self._require_size(verb, name, tensor, size)
+        elif tensor is not None:
+            raise self._wrong(verb, f"{name} is for the root, rank {root}, alone; pass None on this rank")
+
+    def _sizes(self, verb: str, counts: Sequence[int] | None, even: int) -> tuple[Sequence[int], bool]:
+        """Return the number of elements of each rank's part, and whether all are equal."""
+        if counts is None:
+            return (even,) * self._size, True
+        if len(counts) != self._size:
+            raise self._wrong(verb, f"there must be {self._size} counts, one for each rank, got {len(counts)}")
+        if min(counts) < 0:
+            raise self._wrong(verb, f"counts must not be negative, got {list(counts)}")
+        return counts, min(counts) == max(counts)
+
+
+_Start = tuple[Pending, Callable[[], None] | None]
+"""A verb of the communicator's own that was started, and what remains to be done once it is through."""
+
+
+@final
+class _Started:
+    """A verb of the communicator's own on its way, its errors wrapped."""
+
+    def __init__(self, verbs: Verbs, verb: str, pending: Pending, finish: Callable[[], None] | None) -> None:
+        self._verbs = verbs
+        self._verb = verb
+        self._pending = pending
+        self._finish = finish
+        self._lock = threading.Lock()
+        self._is_done = False
+        self._error: DevicesError | None = None
+
+    def wait(self) -> None:
+        with self._lock:
+            if not self._is_done:
+                try:
+                    self._pending.wait()
+                    if self._finish is not None:
+                        self._finish()
+                except DevicesError as error:
+                    self._error = error
+                except Exception as error:
+                    self._error = self._verbs._failure(self._verb, error)
+                    self._error.__cause__ = error
+                self._is_done = True
+                self._finish = None
+            if self._error is not None:
+                raise self._error
+
+    def is_completed(self) -> bool:
+        return self._is_done or self._pending.is_completed()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype is torch.uint8 else tensor.view(torch.uint8)
+
+
+def _scaled(counts: Sequence[int], tensor: Tensor) -> list[int]:
+    """Return counts of bytes for counts of elements."""
+    width = tensor.element_size()
+    return [count * width for count in counts]
+
+
+def _copy(source: Tensor, target: Tensor) -> Pending:
+    """Do a verb over a group of one."""
+    if source.data_ptr() != target.data_ptr():
+        target.detach().copy_(source.detach())
+    return DONE
