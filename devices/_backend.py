@@ -144,6 +144,14 @@ class Pending(Protocol):
         ...
 
 
+class PendingFrom(Pending, Protocol):
+    """What `recv_any` returns."""
+
+    def source(self) -> int:
+        """Return the rank that the message came from; to be asked once it has come."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One tensor to or from one peer.
@@ -166,8 +174,9 @@ class Communicator:
     uint8 tensors; whatever reduces gets flat, contiguous tensors of an op and dtype that the backend's
     `Capabilities.reductions` declares, "avg" included only if declared. Inputs are left unchanged unless said
     otherwise. Each verb starts its work and returns a `Pending`; a verb that is not overridden raises
-    `UnsupportedError`. Ranks are those of the group. All ranks call the verbs of a group in the same order,
-    `exchange` alone excepted, which only pairs of ranks need to match.
+    `UnsupportedError`; `recv_any`, which torch's programs may use, is composed from nothing. Ranks are those of the
+    group. All ranks call the verbs of a group in the same order, `exchange` and `recv_any` alone excepted, which
+    only pairs of ranks need to match.
     """
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
@@ -211,6 +220,10 @@ class Communicator:
     def scatter(self, output: torch.Tensor, input: torch.Tensor | None, src: int) -> Pending:
         """Fill `output` with this rank's part of rank `src`'s `input`; elsewhere `input` is None."""
         raise _not_here(self, "scatter")
+
+    def recv_any(self, tensor: torch.Tensor, tag: int) -> PendingFrom:
+        """Fill `tensor`, which is as a `Message`'s, with what the first rank to send something of that tag sends."""
+        raise _not_here(self, "recv_any")
 
     def barrier(self) -> Pending:
         """Complete once every rank has called it."""

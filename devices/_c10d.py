@@ -4,10 +4,17 @@ A Python subclass of torch's `ProcessGroup` is what torch 2.13 accepts from outs
 argument forms (lists of tensors, lists of lists, options objects) and hand flat tensors to `Verbs`.
 """
 
+# mypy: disable-error-code="override, assignment"
+# torch's own declarations leave out what its C++ accepts, and spell arguments that it passes by position.
+
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar, final
 
 import torch
@@ -15,14 +22,16 @@ import torch.distributed as dist
 
 from devices import _registry, _torch
 from devices._backend import Group
-from devices._c10d_work import DoneWork, PendingWork, Started
+from devices._c10d_work import DONE, PendingWork, Started
+from devices._monitored_barrier import monitored_barrier
 from devices._open import my_device, open_verbs
 from devices._store import Store
-from devices.algorithms.arithmetic import check_reduction
+from devices.algorithms.arithmetic import MEANINGFUL, check_reduction
 from devices.algorithms.verbs import Verbs
-from devices.errors import ArgumentError, UnsupportedError
+from devices.errors import ArgumentError, UnsupportedError, WorldError
 
 Tensor = torch.Tensor
+OneOrMore = Tensor | Sequence[Tensor]
 T = TypeVar("T")
 
 
@@ -35,13 +44,20 @@ class DevicesGroup(dist.ProcessGroup):
         choice: the backend that was chosen, and why.
     """
 
+    # What torch asks of the native backend inside a group of its own; here the group answers for itself.
+    supports_splitting = supports_coalescing = supports_time_estimate = False
+
     def __init__(self, group: Group, choice: _registry.Choice) -> None:
-        super().__init__(group.rank, group.size)
+        # The constructor with a store, the only one declared, makes no object that Python may subclass.
+        super().__init__(group.rank, group.size)  # type: ignore[call-arg]
         self.group = group
         self.choice = choice
         self._name = group.name
         self._description = "undefined"
-        self._closed = False
+        self._is_closed = False
+        self._is_alone = group.size == 1
+        self._coalesced: list[dist.Work] | None = None
+        self._monitored = itertools.count()
         self._verbs: dict[str, Verbs] = {group.device.type: open_verbs(choice.backend, group)}
 
     def verbs_on(self, device_type: str) -> Verbs:
@@ -56,19 +72,22 @@ class DevicesGroup(dist.ProcessGroup):
 
     def _open_lane(self, device_type: str) -> Verbs:
         """Open the CPU path of an accelerator's group when its first CPU tensor comes, on every rank alike."""
+        group = self.group
         if device_type != "cpu":
             raise ArgumentError(
-                f"rank {self.group.rank} of {self.group.size}: the tensor is on {device_type!r}, but group "
-                f"{self._name!r} is of backend {self.choice.backend.name!r} on {self.group.device.type!r}; "
-                "move the tensor to world.device"
+                f"rank {group.rank} of {group.size}: the tensor is on {device_type!r}, but group {self._name!r} is of "
+                f"backend {self.choice.backend.name!r} on {group.device.type!r}; move the tensor there"
             )
-        backend = next(found for name in _registry.backends() if (found := _registry.backend(name)).device_type == "cpu")
-        group = self.group
+        if self._is_closed:
+            raise WorldError(f"{group}: the group is closed")
+        backend = next(
+            found for name in _registry.backends() if (found := _registry.backend(name)).device_type == "cpu"
+        )
         lane = Group(group.ranks, group.rank, backend.devices()[0], group.store, group.timeout, f"{group.name}/cpu")
         self._verbs["cpu"] = open_verbs(backend, lane)
         return self._verbs["cpu"]
 
-    # What torch asks a group about itself.
+    # What torch asks a group about itself, from Python by some of these names and from C++ by others.
 
     def getBackendName(self) -> str:  # noqa: N802 - torch's name
         return "devices"
@@ -76,23 +95,36 @@ class DevicesGroup(dist.ProcessGroup):
     def name(self) -> str:
         return "devices"
 
-    def _set_group_name(self, name: str) -> None:
-        self._name = name
-
-    @property
-    def group_name(self) -> str:
+    def getGroupName(self) -> str:  # noqa: N802 - torch's name
         return self._name
 
-    def _set_group_desc(self, description: str) -> None:
+    def setGroupName(self, name: str) -> None:  # noqa: N802 - torch's name
+        self._name = name
+
+    def getGroupDesc(self) -> str:  # noqa: N802 - torch's name
+        return self._description
+
+    def setGroupDesc(self, description: str) -> None:  # noqa: N802 - torch's name
         self._description = description
 
-    @property
-    def group_desc(self) -> str:
-        return self._description
+    _set_group_name = setGroupName
+    _set_group_desc = setGroupDesc
+    group_name = property(getGroupName)
+    group_desc = property(getGroupDesc)
 
     @property
     def _device_types(self) -> list[torch.device]:
         return [torch.device(kind) for kind in dict.fromkeys(("cpu", self.group.device.type))]
+
+    def _get_backend(self, device: torch.device) -> DevicesGroup:
+        if device.type not in ("cpu", self.group.device.type):
+            # A RuntimeError is how torch's own groups say so, and what torch catches.
+            raise RuntimeError(f"{self.group}: the group has no backend for devices of type {device.type!r}")
+        return self
+
+    def supports_tensor_alloc(self, device: torch.device) -> bool:
+        """Say no: tensors come from torch's own allocator."""
+        return False
 
     def get_group_store(self) -> dist.Store:
         return self.group.store.torch
@@ -108,34 +140,51 @@ class DevicesGroup(dist.ProcessGroup):
             verbs.abort()
 
     def shutdown(self) -> None:
+        """Close the group; whatever is called after that is an error."""
+        self._is_closed, self._is_alone = True, False
         for verbs in self._verbs.values():
             verbs.close()
 
+    def _start_coalescing(self, device: torch.device) -> None:
+        self._coalesced = []
+
+    def _end_coalescing(self, device: torch.device) -> dist.Work:
+        """Return one work for all that was started since `_start_coalescing`."""
+        works, self._coalesced = self._coalesced or [], None
+        return PendingWork([(work, None) for work in works], [])
+
     # The verbs, as torch calls them.
 
-    def allreduce(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
-        op, factor = _op(opts)
-        if self.group.size == 1 and factor is None:
-            for tensor in tensors:
-                check_reduction(op, tensor.dtype)
-            return DoneWork(tensors)
-        started = [self._all_reduce(tensor, op, factor, _is_async(opts)) for tensor in map(_plain, tensors)]
-        return _work(started, tensors, opts)
+    def allreduce(self, tensors: OneOrMore, opts: Any = None, *, op: Any = None) -> dist.Work:
+        if self._is_alone and type(tensors) is list and opts is not None:
+            # The cheapest call there is decides what torch's verbs cost over this group.
+            tensor = tensors[0]
+            if tensor.is_cpu and tensor.dtype in _SUMMED and opts.reduceOp == _SUM and not opts.asyncOp:
+                return DONE
+        tensors = _listed(tensors)
+        name, factor = _op(opts if op is None else op)
+        is_async = _is_async(opts)
+        started = [self._all_reduce(_plain(tensor), name, factor, is_async) for tensor in tensors]
+        return self._work(started, tensors, is_async)
 
     def _all_reduce(self, tensor: Tensor, op: str, factor: Any, async_op: bool) -> Started:
-        if tensor.is_sparse:
-            return self._all_reduce_sparse(tensor, op)
+        verbs = self.verbs_on(tensor.device.type)
+        if tensor.layout is not torch.strided:
+            return self._all_reduce_sparse(verbs, tensor, op)
         check_reduction(op, tensor.dtype)
         if factor is not None:
             tensor.mul_(factor)
         flat, finish = _flat_in_place(tensor)
-        return self.verbs_on(tensor.device.type).all_reduce(flat, op, async_op=async_op), finish
+        return verbs.all_reduce(flat, op, async_op=async_op), finish
 
-    def _all_reduce_sparse(self, tensor: Tensor, op: str) -> Started:
+    def _all_reduce_sparse(self, verbs: Verbs, tensor: Tensor, op: str) -> Started:
         """Add sparse tensors up: every rank gathers the others' indices and values and lets torch coalesce them."""
-        if op != "sum":
-            raise UnsupportedError(f"all_reduce of a sparse tensor is a sum; {op!r} was asked for")
-        mine, verbs = tensor.coalesce(), self.verbs_on(tensor.device.type)
+        if op != "sum" or tensor.layout is not torch.sparse_coo:
+            raise UnsupportedError(
+                f"{self.group}: of tensors that are not dense, the sum of torch.sparse_coo ones is there; "
+                f"{op!r} of {tensor.layout} was asked for"
+            )
+        mine = tensor.coalesce()
         counts = torch.zeros(self.group.size, dtype=torch.int64, device=tensor.device)
         counts[self.group.rank] = mine.values().shape[0]
         verbs.all_reduce(counts, "sum")
@@ -146,103 +195,105 @@ class DevicesGroup(dist.ProcessGroup):
             gathered = part.new_empty(sum(sizes))
             verbs.all_gather(gathered, part.reshape(-1), sizes)
             parts.append(gathered.view(-1, *row))
-        total = torch.sparse_coo_tensor(parts[0].t(), parts[1], tensor.shape).coalesce()
-        return _NOTHING, lambda: tensor.copy_(total)
+        total = torch.sparse_coo_tensor(parts[0].t(), parts[1], tensor.shape, check_invariants=False).coalesce()
+        return DONE, lambda: tensor.copy_(total)
 
     def allreduce_coalesced(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
-        op, factor = _op(opts)
+        (op, factor), is_async = _op(opts), _is_async(opts)
         started = []
-        for same in _by_dtype(tensors, lambda tensor: tensor.dtype):
+        for same in _alike(tensors, tensors):
             flat = torch.cat([_flat(tensor) for tensor in same])
-            pending, _ = self._all_reduce(flat, op, factor, _is_async(opts))
-            started.append((pending, lambda flat=flat, same=same: _unpack(flat, same)))
-        return _work(started, tensors, opts)
+            pending, _ = self._all_reduce(flat, op, factor, is_async)
+            started.append((pending, partial(_unpack, flat, same)))
+        return self._work(started, tensors, is_async)
 
-    def broadcast(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
-        tensor = _plain(tensors[opts.rootTensor])
-        flat, finish = _flat_in_place(tensor)
-        pending = self.verbs_on(tensor.device.type).broadcast(flat, opts.rootRank, async_op=_is_async(opts))
-        return _work([(pending, finish)], tensors, opts)
+    def broadcast(self, tensors: OneOrMore, opts: Any = None, *, root: int | None = None) -> dist.Work:
+        tensor, is_async = _only(_listed(tensors)), _is_async(opts)
+        flat, finish = _flat_in_place(_plain(tensor))
+        src = _root(opts) if root is None else root
+        pending = self.verbs_on(tensor.device.type).broadcast(flat, src, async_op=is_async)
+        return self._work([(pending, finish)], [tensor], is_async)
 
-    def reduce(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
-        op, factor = _op(opts)
-        tensor = _plain(tensors[opts.rootTensor])
+    def reduce(self, tensors: OneOrMore, opts: Any = None) -> dist.Work:
+        (op, factor), is_async = _op(opts), _is_async(opts)
+        tensor = _plain(_only(_listed(tensors)))
         check_reduction(op, tensor.dtype)
         if factor is not None:
             tensor.mul_(factor)
         flat, finish = _flat_in_place(tensor)
-        pending = self.verbs_on(tensor.device.type).reduce(flat, opts.rootRank, op, async_op=_is_async(opts))
-        return _work([(pending, finish)], tensors, opts)
+        pending = self.verbs_on(tensor.device.type).reduce(flat, _root(opts), op, async_op=is_async)
+        return self._work([(pending, finish)], [tensor], is_async)
 
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> dist.Work:
+        is_async = _is_async(opts)
         flat, finish = _flat_in_place(_plain(output))
-        pending = self.verbs_on(input.device.type).all_gather(flat, _flat(input), async_op=_is_async(opts))
-        return _work([(pending, finish)], [output], opts)
+        pending = self.verbs_on(input.device.type).all_gather(flat, _flat(input), async_op=is_async)
+        return self._work([(pending, finish)], [output], is_async)
 
-    def allgather(
-        self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], opts: Any = None
-    ) -> dist.Work:
-        started = [self._all_gather_list(*pair, _is_async(opts)) for pair in zip(outputs, inputs, strict=True)]
-        return _work(started, outputs, opts)
-
-    def _all_gather_list(self, outputs: Sequence[Tensor], input: Tensor, async_op: bool) -> Started:
-        counts = [output.numel() for output in outputs]
-        flat = input.new_empty(sum(counts))
-        pending = self.verbs_on(input.device.type).all_gather(flat, _flat(input), counts, async_op=async_op)
-        return pending, lambda: _unpack(flat, outputs)
+    def allgather(self, outputs: Sequence[Any], inputs: OneOrMore, opts: Any = None) -> dist.Work:
+        is_async = _is_async(opts)
+        if isinstance(inputs, Tensor):
+            outputs, inputs = [outputs], [inputs]
+        started = []
+        for targets, input in zip(outputs, inputs, strict=True):
+            counts = [target.numel() for target in targets]
+            flat = input.new_empty(sum(counts))
+            pending = self.verbs_on(input.device.type).all_gather(flat, _flat(input), counts, async_op=is_async)
+            started.append((pending, partial(_unpack, flat, targets)))
+        return self._work(started, outputs, is_async)
 
     def allgather_coalesced(
         self, output_lists: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], opts: Any = None
     ) -> dist.Work:
         # Unlike allgather's, each inner list holds one rank's tensors.
-        return self.allgather(list(zip(*output_lists, strict=True)), inputs, opts)
+        return self.allgather([list(targets) for targets in zip(*output_lists, strict=True)], inputs, opts)
 
     def all_gather_single_coalesced(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], opts: Any = None
     ) -> dist.Work:
-        size, mine = self.group.size, torch.cat([_bytes(input) for input in inputs])
-        everyone = mine.new_empty(size * mine.numel())
-        pending = self.verbs_on(mine.device.type).all_gather(everyone, mine, async_op=_is_async(opts))
-
-        def finish() -> None:
-            parts = everyone.view(size, -1).split([_byte_count(input) for input in inputs], dim=1)
-            for output, input, part in zip(outputs, inputs, parts, strict=True):
-                output.copy_(part.reshape(-1).view(input.dtype).view(output.shape))
-
-        return _work([(pending, finish)], outputs, opts)
+        is_async, started = _is_async(opts), []
+        for places in _alike(range(len(inputs)), inputs):
+            mine = torch.cat([_flat(inputs[place]) for place in places])
+            everyone = mine.new_empty(self.group.size * mine.numel())
+            pending = self.verbs_on(mine.device.type).all_gather(everyone, mine, async_op=is_async)
+            rows = everyone.view(self.group.size, -1)
+            started.append((pending, partial(_unpack_columns, rows, [outputs[place] for place in places])))
+        return self._work(started, outputs, is_async)
 
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> dist.Work:
-        return _work([self._reduce_scatter(output, _flat(input), None, opts)], [output], opts)
+        is_async = _is_async(opts)
+        return self._work([self._reduce_scatter(output, _flat(input), None, opts, is_async)], [output], is_async)
 
     def reduce_scatter(
         self, outputs: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]], opts: Any = None
     ) -> dist.Work:
-        started = []
+        is_async, started = _is_async(opts), []
         for output, parts in zip(outputs, inputs, strict=True):
-            counts = [part.numel() for part in parts]
-            flat = torch.cat([part.detach().reshape(-1) for part in parts])
-            started.append(self._reduce_scatter(output, flat, counts, opts))
-        return _work(started, outputs, opts)
+            flat = torch.cat([_flat(part) for part in parts])
+            started.append(self._reduce_scatter(output, flat, [part.numel() for part in parts], opts, is_async))
+        return self._work(started, outputs, is_async)
 
-    def _reduce_scatter(self, output: Tensor, flat: Tensor, counts: Sequence[int] | None, opts: Any) -> Started:
+    def _reduce_scatter(
+        self, output: Tensor, flat: Tensor, counts: Sequence[int] | None, opts: Any, is_async: bool
+    ) -> Started:
         op, factor = _op(opts)
         check_reduction(op, flat.dtype)
         if factor is not None:
             flat = flat * factor
         target, finish = _flat_in_place(_plain(output))
-        return self.verbs_on(flat.device.type).reduce_scatter(target, flat, op, counts, async_op=_is_async(opts)), finish
+        verbs = self.verbs_on(flat.device.type)
+        return verbs.reduce_scatter(target, flat, op, counts, async_op=is_async), finish
 
     def reduce_scatter_single_coalesced(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], opts: Any = None
     ) -> dist.Work:
-        size, started = self.group.size, []
-        for same in _by_dtype(range(len(inputs)), lambda place: inputs[place].dtype):
-            rows = torch.cat([inputs[place].detach().reshape(size, -1) for place in same], dim=1)
+        is_async, started = _is_async(opts), []
+        for places in _alike(range(len(inputs)), inputs):
+            rows = torch.cat([_plain(inputs[place]).reshape(self.group.size, -1) for place in places], dim=1)
             mine = rows.new_empty(rows.shape[1])
-            pending, _ = self._reduce_scatter(mine, rows.reshape(-1), None, opts)
-            targets = [outputs[place] for place in same]
-            started.append((pending, lambda mine=mine, targets=targets: _unpack(mine, targets)))
-        return _work(started, outputs, opts)
+            pending, _ = self._reduce_scatter(mine, rows.reshape(-1), None, opts, is_async)
+            started.append((pending, partial(_unpack, mine, [outputs[place] for place in places])))
+        return self._work(started, outputs, is_async)
 
     def all_to_all_single(
         self,
@@ -252,79 +303,141 @@ class DevicesGroup(dist.ProcessGroup):
         input_splits: Sequence[int] | None = None,
         opts: Any = None,
     ) -> dist.Work:
+        is_async = _is_async(opts)
         flat, finish = _flat_in_place(_plain(output))
         pending = self.verbs_on(input.device.type).all_to_all(
-            flat, _flat(input), _element_counts(output, output_splits), _element_counts(input, input_splits),
-            async_op=_is_async(opts),
-        )  # fmt: skip
-        return _work([(pending, finish)], [output], opts)
+            flat,
+            _flat(input),
+            self._row_counts("output", output, output_splits),
+            self._row_counts("input", input, input_splits),
+            async_op=is_async,
+        )
+        return self._work([(pending, finish)], [output], is_async)
+
+    def _row_counts(self, which: str, tensor: Tensor, splits: Sequence[int] | None) -> list[int]:
+        """Return elements per rank for torch's split sizes, which count rows of dim 0; equal ones if there are none."""
+        size, rows = self.group.size, tensor.shape[0] if tensor.ndim else 1
+        if not splits:
+            if rows % size:
+                raise ArgumentError(
+                    f"{self.group}: all_to_all without split sizes needs an {which} whose dim 0 the {size} ranks "
+                    f"divide, but it has size {rows}"
+                )
+            splits = [rows // size] * size
+        if len(splits) != size or sum(splits) != rows:
+            raise ArgumentError(
+                f"{self.group}: all_to_all's {which} split sizes must be {size}, one for each rank, adding up to the "
+                f"{rows} rows of dim 0; got {list(splits)}"
+            )
+        row = tensor.shape[1:].numel()
+        return [split * row for split in splits]
 
     def alltoall(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], opts: Any = None) -> dist.Work:
-        flat = torch.cat([input.detach().reshape(-1) for input in inputs])
+        is_async = _is_async(opts)
+        flat = torch.cat([_flat(input) for input in inputs])
         output_counts = [output.numel() for output in outputs]
         target = flat.new_empty(sum(output_counts))
         pending = self.verbs_on(flat.device.type).all_to_all(
-            target, flat, output_counts, [input.numel() for input in inputs], async_op=_is_async(opts)
+            target, flat, output_counts, [input.numel() for input in inputs], async_op=is_async
         )
-        return _work([(pending, lambda: _unpack(target, outputs))], outputs, opts)
+        return self._work([(pending, partial(_unpack, target, outputs))], outputs, is_async)
 
     def gather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], opts: Any = None) -> dist.Work:
-        input, targets = inputs[0], outputs[0] if self.group.rank == opts.rootRank else ()
+        is_async, root = _is_async(opts), _root(opts)
+        input, targets = _only(inputs), outputs[0] if self.group.rank == root else []
         flat = input.new_empty(sum(target.numel() for target in targets)) if targets else None
-        # gather's counts are known on the root only, and equal; so are torch's own.
-        pending = self.verbs_on(input.device.type).gather(flat, _flat(input), opts.rootRank, async_op=_is_async(opts))
-        return _work([(pending, None if flat is None else lambda: _unpack(flat, targets))], outputs, opts)
+        pending = self.verbs_on(input.device.type).gather(flat, _flat(input), root, async_op=is_async)
+        return self._work([(pending, None if flat is None else partial(_unpack, flat, targets))], outputs, is_async)
 
     def scatter(self, outputs: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]], opts: Any = None) -> dist.Work:
-        is_root = self.group.rank == opts.rootRank
-        flat = torch.cat([part.detach().reshape(-1) for part in inputs[0]]) if is_root else None
-        target, finish = _flat_in_place(_plain(outputs[0]))
-        pending = self.verbs_on(outputs[0].device.type).scatter(target, flat, opts.rootRank, async_op=_is_async(opts))
-        return _work([(pending, finish)], outputs, opts)
+        is_async, root, output = _is_async(opts), _root(opts), _only(outputs)
+        flat = torch.cat([_flat(part) for part in inputs[0]]) if self.group.rank == root else None
+        target, finish = _flat_in_place(_plain(output))
+        pending = self.verbs_on(output.device.type).scatter(target, flat, root, async_op=is_async)
+        return self._work([(pending, finish)], outputs, is_async)
 
     def barrier(self, opts: Any = None) -> dist.Work:
-        return _work([(self.verbs.barrier(async_op=_is_async(opts)), None)], [], opts)
+        is_async = _is_async(opts)
+        return self._work([(self.verbs.barrier(async_op=is_async), None)], [], is_async)
+
+    def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
+        monitored_barrier(self.group, next(self._monitored), timeout, wait_all_ranks)
 
     def send(self, tensors: Sequence[Tensor], dst: int, tag: int = 0) -> dist.Work:
-        tensor = _plain(tensors[0])
-        return _work([(self.verbs_on(tensor.device.type).send(_flat(tensor), dst, tag, async_op=True), None)], tensors, None)
+        tensor = _only(tensors)
+        pending = self.verbs_on(tensor.device.type).send(_flat(tensor), dst, tag, async_op=True)
+        return self._work([(pending, None)], tensors, True)
 
     def recv(self, tensors: Sequence[Tensor], src: int, tag: int = 0) -> dist.Work:
-        flat, finish = _flat_in_place(_plain(tensors[0]))
-        return _work([(self.verbs_on(flat.device.type).recv(flat, src, tag, async_op=True), finish)], tensors, None)
+        tensor = _only(tensors)
+        flat, finish = _flat_in_place(_plain(tensor))
+        pending = self.verbs_on(tensor.device.type).recv(flat, src, tag, async_op=True)
+        return self._work([(pending, finish)], tensors, True, lambda: src)
 
-    # The same under the names that torch used before 2.13.
+    def recv_anysource(self, tensors: Sequence[Tensor], tag: int = 0) -> dist.Work:
+        tensor = _only(tensors)
+        flat, finish = _flat_in_place(_plain(tensor))
+        pending = self.verbs_on(tensor.device.type).recv_any(flat, tag)
+        return self._work([(pending, finish)], tensors, True, pending.source)
+
+    def _work(
+        self, started: Sequence[Started], tensors: Any, is_async: bool, source: Callable[[], int] | None = None
+    ) -> dist.Work:
+        """Return torch's work for what was started, and finish it first if it was not to be asynchronous."""
+        if is_async:
+            work = PendingWork(started, tensors, source)
+            if self._coalesced is not None:
+                self._coalesced.append(work)
+            return work
+        for _, finish in started:
+            if finish is not None:
+                finish()
+        return DONE
+
+    # The same under the names that torch used before 2.13, and under those that 2.14 asks for.
     _allgather_base = all_gather_single
     allgather_into_tensor_coalesced = all_gather_single_coalesced
     _reduce_scatter_base = reduce_scatter_single
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
     alltoall_base = all_to_all_single
+    start_coalescing = _start_coalescing
+    end_coalescing = _end_coalescing
 
 
-_NOTHING = DoneWork(None)
-
-
-def _work(started: Sequence[Started], tensors: Any, opts: Any) -> dist.Work:
-    """Return torch's work for what was started: done, if it was not to be asynchronous."""
-    if _is_async(opts):
-        return PendingWork(started, tensors)
-    for _, finish in started:
-        if finish is not None:
-            finish()
-    return DoneWork(tensors)
+_SUM = dist.ReduceOp.SUM
+_SUMMED = frozenset(dtype for op, dtype in MEANINGFUL if op == "sum")
 
 
 def _op(opts: Any) -> tuple[str, Any]:
-    """Return our reduce op, and the factor of a premultiplied sum."""
-    if opts is None:
+    """Return our reduce op, and the factor of a premultiplied sum; `opts` are options or an op itself."""
+    op = getattr(opts, "reduceOp", opts)
+    if op is None or op == _SUM:
         return "sum", None
-    name = _torch.reduce_op_name(opts.reduceOp)
-    return ("sum", opts.reduceOp.factor) if name == "premul" else (name, None)
+    name = _torch.reduce_op_name(op)
+    return ("sum", op.factor) if name == "premul" else (name, None)
+
+
+def _root(opts: Any) -> int:
+    """Return the group's rank that is the root; `opts` are options or the rank itself."""
+    root: int = getattr(opts, "rootRank", opts)
+    return root
 
 
 def _is_async(opts: Any) -> bool:
-    # Callers that pass no options wait for the work by themselves.
-    return opts is None or opts.asyncOp
+    # Who passes no options waits for the work.
+    is_async: bool = getattr(opts, "asyncOp", True)
+    return is_async
+
+
+def _listed(tensors: OneOrMore) -> Sequence[Tensor]:
+    return [tensors] if isinstance(tensors, Tensor) else tensors
+
+
+def _only(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the one tensor of a list that torch once meant for several devices in a process."""
+    if len(tensors) != 1:
+        raise ArgumentError(f"a list of one tensor is wanted, got {len(tensors)}; the coalesced verbs take several")
+    return tensors[0]
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -344,14 +457,6 @@ def _flat_in_place(tensor: Tensor) -> tuple[Tensor, Callable[[], object] | None]
     return flat, lambda: tensor.copy_(flat.view(tensor.shape))
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    return _flat(tensor).view(torch.uint8)
-
-
-def _byte_count(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def _unpack(flat: Tensor, targets: Sequence[Tensor]) -> None:
     """Copy the pieces of `flat`, one after another, into `targets`."""
     parts = flat.split([target.numel() for target in targets])
@@ -359,19 +464,18 @@ def _unpack(flat: Tensor, targets: Sequence[Tensor]) -> None:
         _plain(target).copy_(part.view(target.shape))
 
 
-def _element_counts(tensor: Tensor, splits: Sequence[int] | None) -> list[int] | None:
-    """Return elements per rank for torch's split sizes, which count rows of dim 0."""
-    if not splits:
-        return None
-    row = tensor.shape[1:].numel()
-    return [split * row for split in splits]
+def _unpack_columns(rows: Tensor, targets: Sequence[Tensor]) -> None:
+    """Copy the columns of `rows`, one row for each rank, into `targets`."""
+    columns = rows.split([target.numel() // rows.shape[0] for target in targets], dim=1)
+    for target, column in zip(targets, columns, strict=True):
+        _plain(target).copy_(column.reshape(target.shape))
 
 
-def _by_dtype(items: Iterable[T], dtype_of: Callable[[T], torch.dtype]) -> list[list[T]]:
-    """Return `items` in lists of one dtype each, in order of first appearance."""
-    found: dict[torch.dtype, list[T]] = {}
-    for item in items:
-        found.setdefault(dtype_of(item), []).append(item)
+def _alike(items: Iterable[T], tensors: Sequence[Tensor]) -> list[list[T]]:
+    """Return `items`, of which each goes with a tensor, in lists of one dtype and device type each."""
+    found: dict[tuple[torch.dtype, str], list[T]] = {}
+    for item, tensor in zip(items, tensors, strict=True):
+        found.setdefault((tensor.dtype, tensor.device.type), []).append(item)
     return list(found.values())
 
 
@@ -387,12 +491,20 @@ def create_process_group(options: Any, choice: object = None) -> DevicesGroup:
     if not isinstance(choice, _registry.Choice):
         choice = world.choice if isinstance(world, DevicesGroup) else _registry.choose("auto")
     ranks = tuple(options.global_ranks_in_group) or tuple(range(options.group_size))
-    group = Group(
-        ranks, options.group_rank, my_device(choice.backend), Store(options.store), options.timeout, options.group_id
-    )
     if os.environ.get("DEVICES_NO_PICKLE") == "1":
         _torch.refuse_object_collectives(lambda group: isinstance(group, DevicesGroup), _pickle_refused)
-    return DevicesGroup(group, choice)
+    rank, device = options.group_rank, my_device(choice.backend)
+    # A store outlives its groups: the keys of this one must not be those of another that these ranks had before.
+    members = hashlib.sha256(str(ranks).encode()).hexdigest()[:16]
+    openings = f"devices/{members}/{rank}"
+    prefix = f"devices/{members}/{options.store.add(openings, 1)}"
+    try:
+        store = Store(dist.PrefixStore(prefix, options.store))
+        return DevicesGroup(Group(ranks, rank, device, store, options.timeout, options.group_id), choice)
+    except BaseException:
+        # Another try of this rank alone must meet the others' first.
+        options.store.add(openings, -1)
+        raise
 
 
 def _pickle_refused() -> UnsupportedError:

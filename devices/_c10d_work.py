@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, final
@@ -12,17 +13,18 @@ import torch.distributed as dist
 
 from devices._backend import Pending
 from devices._work import Together, Work
+from devices.errors import CollectiveTimeoutError
 
 Started = tuple[Pending, Callable[[], object] | None]
 """A verb that was started, and what remains to be done once it has finished."""
 
 
+@final
 class DoneWork(dist.Work):
-    """A work that was done when it was made."""
+    """A work that was done when it was made; `done_work` makes one."""
 
-    def __init__(self, tensors: Any) -> None:
-        super().__init__()
-        self._tensors = tensors
+    # Without an __init__ of its own, which would cost as much as the rest of a call in a world of one.
+    _tensors: Any = ()
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         return True
@@ -36,6 +38,9 @@ class DoneWork(dist.Work):
     def exception(self) -> None:
         return None
 
+    def synchronize(self) -> None:
+        pass
+
     def result(self) -> Any:
         return self._tensors
 
@@ -45,48 +50,89 @@ class DoneWork(dist.Work):
         return future
 
 
+def done_work(tensors: Any) -> DoneWork:
+    """Return a work that is done and has `tensors` as its result."""
+    work = DoneWork()
+    work._tensors = tensors
+    return work
+
+
+DONE = DoneWork()
+"""What a synchronous call returns: torch waits for it and drops it."""
+
+
+@final
 class PendingWork(dist.Work):
-    """A work made of our own, waited for once."""
+    """A work on its way.
 
-    def __init__(self, started: Sequence[Started], tensors: Any) -> None:
+    Args:
+        started: what it waits for and then does.
+        tensors: its result.
+        source: the rank that a message came from, once it has come.
+    """
+
+    def __init__(self, started: Sequence[Started], tensors: Any, source: Callable[[], int] | None = None) -> None:
         super().__init__()
-        self._started = started
-        self._work: Work[Any] = Work(Together([pending for pending, _ in started if pending]), self._finish)
-        self._tensors = tensors
+        finishes = [finish for _, finish in started if finish is not None]
 
-    def _finish(self) -> Any:
-        for _, finish in self._started:
-            if finish is not None:
-                finish()
-        return self._tensors
+        def finish() -> Any:
+            for each in finishes:
+                each()
+            return tensors
+
+        self._work: Work[Any] = Work(Together([pending for pending, _ in started]), finish)
+        self._source = source
 
     def wait(self, timeout: timedelta | None = None) -> bool:
+        # No timeout of its own, which torch says by None or zero, leaves the group's.
+        if timeout:
+            self._wait_at_most(timeout)
         return self._work.wait()
+
+    def _wait_at_most(self, timeout: timedelta) -> None:
+        deadline = time.monotonic() + timeout.total_seconds()
+        while not self._work.is_completed():
+            if time.monotonic() > deadline:
+                raise CollectiveTimeoutError(f"the work was not done within the {timeout} that wait() was given")
+            time.sleep(0.001)
+
+    def synchronize(self) -> None:
+        self.wait()
 
     def is_completed(self) -> bool:
         return self._work.is_completed()
 
     def is_success(self) -> bool:
-        return self.exception() is None
+        return self.is_completed() and self.exception() is None
 
     def exception(self) -> BaseException | None:
-        return self._work.exception()
+        """Return what the verb raised; None, as torch has it, while it is on its way too."""
+        return self._work.exception() if self.is_completed() else None
 
     def result(self) -> Any:
         return self._work.result()
 
+    def _source_rank(self) -> int:
+        if self._source is None:
+            raise RuntimeError("only a message that was received has a source")
+        return self._source()
+
+    source_rank = _source_rank
+
     def get_future(self) -> torch.futures.Future[Any]:
-        """Return a future that a thread of its own completes, so that what is chained to it overlaps with the caller."""
+        """Return a future that a thread of its own completes, so that what is chained to it runs beside the caller."""
         future: torch.futures.Future[Any] = torch.futures.Future()
 
         def settle() -> None:
             try:
-                future.set_result(self._work.result())
+                result = self._work.result()
             except Exception as error:
                 future.set_exception(error)
+            else:
+                future.set_result(result)
 
         if self._work.is_completed():
             settle()
         else:
-            threading.Thread(target=settle, name="devices-future", daemon=True).start()
+            threading.Thread(target=settle, name="devices future", daemon=True).start()
         return future

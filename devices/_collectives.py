@@ -20,14 +20,23 @@ from typing import Any
 
 import torch
 
-from devices._groups import GroupLike, verbs_over
+from devices._backend import REDUCE_OPS
+from devices._compiled import compiled_barrier
+from devices._flat import Call, differentiable
+from devices._groups import GroupLike, compiled_group, own_verbs, verbs_over
 from devices._packing import Tensor, Tensors
 from devices._scatter import start_scatter
 from devices._verb import Verb
 from devices._weighted import weighted_mean
-from devices.algorithms.arithmetic import check_reduction
+from devices._work import Work
+from devices.algorithms.arithmetic import MEANINGFUL
+from devices.errors import UnsupportedError
 
 _is_compiling = torch.compiler.is_compiling
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_STRIDED = torch.strided
+_ALL_REDUCE = {op: Call("all_reduce", op) for op in REDUCE_OPS}
 
 
 def all_reduce(
@@ -35,7 +44,7 @@ def all_reduce(
     group: GroupLike = None,
     *,
     op: str = "sum",
-    weight: float | None = None,
+    weight: float | Tensor | None = None,
     out: Tensors | None = None,
     async_op: bool = False,
 ) -> Any:
@@ -57,15 +66,21 @@ def all_reduce(
     """
     if weight is not None:
         return weighted_mean(x, group, op, weight, out, async_op)
-    if type(x) is Tensor and out is None and not async_op and not _is_compiling():
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            # The common case, at the least cost.
-            check_reduction(op, x.dtype)
-            verbs = verbs_over(group, x.device)
-            result = x.clone(memory_format=torch.contiguous_format)
-            verbs.all_reduce(result.view(-1), op)
-            return result
-    return Verb("all_reduce", x, group).whole("all_reduce", op=op).run(out, async_op)
+    if (
+        isinstance(x, Tensor)
+        and type(x) in _PLAIN
+        and (op, x.dtype) in MEANINGFUL
+        and x.layout is _STRIDED
+        and out is None
+        and not async_op
+        and not _is_compiling()
+    ):
+        # The common case, at the least cost.
+        verbs, call = verbs_over(group, x), _ALL_REDUCE[op]
+        if x.requires_grad and torch.is_grad_enabled():
+            return differentiable(x, call, verbs, [])
+        return call.start(verbs, x, None, async_op=False)[1]
+    return Verb("all_reduce", x, group).whole(op=op).run(out, async_op)
 
 
 def all_gather(
@@ -93,8 +108,7 @@ def all_gather(
     tensor([[1, 2]])
     """
     verb = Verb("all_gather", x, group)
-    sizes = _own_part(verb, dim, sizes)
-    return verb.parts("all_gather", dim, [sizes[verb.rank]], sizes, counts=sizes).run(out, async_op)
+    return verb.parts(dim, verb.joined(sizes)).run(out, async_op)
 
 
 def reduce_scatter(
@@ -124,8 +138,7 @@ def reduce_scatter(
     tensor([1., 2.])
     """
     verb = Verb("reduce_scatter", x, group)
-    sizes = _split(verb, dim, sizes)
-    return verb.parts("reduce_scatter", dim, sizes, [sizes[verb.rank]], op=op, counts=sizes).run(out, async_op)
+    return verb.parts(dim, verb.split(sizes), op=op).run(out, async_op)
 
 
 def all_to_all(
@@ -153,14 +166,7 @@ def all_to_all(
     tensor([1, 2])
     """
     verb = Verb("all_to_all", x, group)
-    if sizes is None:
-        sent = coming = verb.equal_parts(dim)
-    else:
-        if len(sizes) != verb.size:
-            raise verb.error(f"sizes= must hold {verb.size} rows, one for each sending rank; got {len(sizes)}")
-        rows = [_split(verb, dim, row, at=at) for at, row in enumerate(sizes)]
-        sent, coming = rows[verb.rank], [row[verb.rank] for row in rows]
-    return verb.parts("all_to_all", dim, sent, coming, counts=coming, sent=sent).run(out, async_op)
+    return verb.parts(dim, verb.swapped(sizes)).run(out, async_op)
 
 
 def broadcast(
@@ -181,7 +187,7 @@ def broadcast(
     tensor([1, 2])
     """
     verb = Verb("broadcast", x, group)
-    return verb.whole("broadcast", root=verb.check_rank("src", src)).run(out, async_op)
+    return verb.whole(root=verb.check_rank("src", src)).run(out, async_op)
 
 
 def reduce(
@@ -211,8 +217,7 @@ def reduce(
     tensor([1., 2.])
     """
     verb = Verb("reduce", x, group)
-    call = verb.whole("reduce", root=verb.check_rank("dst", dst), op=op, gradient=False)
-    return call.run(out, async_op, here=verb.rank == dst)
+    return verb.whole(root=verb.check_rank("dst", dst), op=op, gradient=False).run(out, async_op, here=verb.rank == dst)
 
 
 def gather(
@@ -244,10 +249,8 @@ def gather(
     tensor([1, 2])
     """
     verb = Verb("gather", x, group)
-    sizes = _own_part(verb, dim, sizes)
     root = verb.check_rank("dst", dst)
-    call = verb.parts("gather", dim, [sizes[verb.rank]], sizes, counts=sizes, root=root, gradient=False)
-    return call.run(out, async_op, here=verb.rank == dst)
+    return verb.parts(dim, verb.joined(sizes), root=root, gradient=False).run(out, async_op, here=verb.rank == dst)
 
 
 def scatter(
@@ -277,9 +280,7 @@ def scatter(
     ...     devices.scatter(torch.tensor([1, 2]), src=0)
     tensor([1, 2])
     """
-    verb = start_scatter(x, group, src, dim, sizes)
-    sizes = _split(verb, dim, sizes)
-    return verb.parts("scatter", dim, sizes, [sizes[verb.rank]], counts=sizes, root=src).run(out, async_op)
+    return start_scatter(x, group, src, dim, sizes, out).run(out, async_op)
 
 
 def permute(
@@ -311,7 +312,7 @@ def permute(
     for ends, what in ((0, "source"), (1, "destination")):
         if len({way[ends] for way in ways}) < len(ways):
             raise verb.error(f"a rank is twice a {what} in pairs={list(ways)}")
-    return verb.whole("permute", pairs=ways).run(out, async_op)
+    return verb.whole(pairs=ways).run(out, async_op)
 
 
 def send(x: Tensors, group: GroupLike = None, *, dst: int, tag: int = 0, async_op: bool = False) -> Any:
@@ -324,8 +325,7 @@ def send(x: Tensors, group: GroupLike = None, *, dst: int, tag: int = 0, async_o
         tag: messages between two ranks with one tag arrive in the order sent; 0 to 2**30 - 1.
         async_op: return a `Work`.
     """
-    verb = Verb("send", x, group)
-    return verb.point_to_point("dst", dst, tag, None, async_op)
+    return Verb("send", x, group).send(dst, tag, async_op)
 
 
 def recv(
@@ -341,8 +341,7 @@ def recv(
         out: holds the result.
         async_op: return a `Work`.
     """
-    verb = Verb("recv", x, group)
-    return verb.point_to_point("src", src, tag, out, async_op)
+    return Verb("recv", x, group).recv(src, tag, out, async_op)
 
 
 def barrier(group: GroupLike = None, *, async_op: bool = False) -> Any:
@@ -352,36 +351,10 @@ def barrier(group: GroupLike = None, *, async_op: bool = False) -> Any:
     >>> with devices.init():
     ...     devices.barrier()
     """
-    return Verb.barrier(group, async_op)
-
-
-def _own_part(verb: Verb, dim: int, sizes: Sequence[int] | None) -> list[int]:
-    """Return each rank's size along `dim`, of which this rank's must be that of its input."""
-    length = verb.length(dim)
-    checked = verb.check_sizes(sizes)
-    if checked is None:
-        return [length] * verb.size
-    if checked[verb.rank] != length:
-        raise verb.error(
-            f"sizes={checked} says {checked[verb.rank]} for this rank, whose input has size {length} along dim {dim}"
-        )
-    return checked
-
-
-def _split(verb: Verb, dim: int, sizes: Sequence[int] | None, at: int | None = None) -> list[int]:
-    """Return the sizes into which `dim` is split, one for each rank.
-
-    Args:
-        verb: the verb.
-        dim: the dim.
-        sizes: the user's, or None to split evenly.
-        at: the rank whose input is split, where that may be another's.
-    """
-    what = "sizes" if at is None else f"sizes[{at}]"
-    checked = verb.check_sizes(sizes, what)
-    if checked is None:
-        return verb.equal_parts(dim)
-    length = verb.length(dim)
-    if at in (None, verb.rank) and sum(checked) != length:
-        raise verb.error(f"{what}={checked} adds up to {sum(checked)}, but dim {dim} has size {length}")
-    return checked
+    if _is_compiling():
+        if async_op:
+            raise UnsupportedError("barrier: async_op= is not compiled; leave it away")
+        name, _, _ = compiled_group(group)
+        return compiled_barrier(torch.empty(0), name)
+    pending = own_verbs(group).barrier(async_op=async_op)
+    return Work(pending, lambda: None) if async_op else None

@@ -28,7 +28,7 @@ def compiled_call(
 ) -> Tensor:
     """Run a call in a compiled graph, where the group goes by its name and `pairs` are flattened."""
     call = Call(verb, op, root, tuple(counts), tuple(sent), tuple(zip(pairs[::2], pairs[1::2], strict=True)))
-    verbs = verbs_over(_torch.resolve_group(group), given.device)
+    verbs = verbs_over(_torch.resolve_group(group), given)
     _, result = call.start(verbs, given, None, async_op=False)
     return result.contiguous()
 
@@ -68,21 +68,21 @@ def apply_compiled(call: Call, given: Tensor, rank: int, group: str) -> Tensor:
 @torch.library.custom_op("devices::send", mutates_args=())
 def compiled_send(given: Tensor, dst: int, tag: int, group: str) -> None:
     """Send `given` in a compiled graph."""
-    verbs_over(_torch.resolve_group(group), given.device).send(given.contiguous(), dst, tag)
+    verbs_over(_torch.resolve_group(group), given).send(given.contiguous(), dst, tag)
 
 
 @torch.library.custom_op("devices::recv", mutates_args=())
 def compiled_recv(like: Tensor, src: int, tag: int, group: str) -> Tensor:
     """Receive a tensor as large as `like` in a compiled graph."""
     result = torch.empty_like(like)
-    verbs_over(_torch.resolve_group(group), like.device).recv(result, src, tag)
+    verbs_over(_torch.resolve_group(group), like).recv(result, src, tag)
     return result
 
 
 @torch.library.custom_op("devices::barrier", mutates_args=())
 def compiled_barrier(on: Tensor, group: str) -> None:
     """Wait for every rank in a compiled graph; `on` only tells the device."""
-    verbs_over(_torch.resolve_group(group), on.device).barrier()
+    verbs_over(_torch.resolve_group(group), on).barrier()
 
 
 compiled_send.register_fake(lambda given, dst, tag, group: None)

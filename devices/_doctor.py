@@ -121,8 +121,8 @@ def _switches() -> list[dict[str, str]]:
         "DEVICES_PLUGINS": "the only plugins that are loaded",
         "DEVICES_NO_PICKLE": "1 makes our process group refuse torch's object collectives, which pickle",
         _AUTOLOAD: (
-            '0 keeps torch from registering "devices" by itself: `import devices` after torch, or call '
-            "`devices.init()`, before `init_process_group`"
+            'all but 1 keeps torch from registering "devices" by itself; `import devices` before '
+            '`init_process_group("devices")` does it instead'
         ),
     }
     return [

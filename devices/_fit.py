@@ -14,9 +14,7 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
 
 
-def device(
-    *, memory: int | str = 0, dtype: torch.dtype | None = None, backend: str | None = None
-) -> torch.device:
+def device(*, memory: int | str = 0, dtype: torch.dtype | None = None, backend: str | None = None) -> torch.device:
     """Return one device with enough free memory that has `dtype`: of the best backend, the one with most free.
 
     Args:

@@ -58,26 +58,23 @@ class Call:
             into: a flat tensor to hold the result, or None for a new one.
             async_op: whether to return before it is done.
         """
-        verb, rank = self.verb, verbs.group.rank
-        at_root = rank == self.root
-        if verb == "scatter":
-            result = given.new_empty(self.counts[rank]) if into is None else into
-            whole = given.contiguous() if at_root else None
-            return verbs.scatter(result, whole, self.root, self.counts, async_op=async_op), result
-        given = given.contiguous()
+        verb, rank, root = self.verb, verbs.group.rank, self.root
+        if verb != "scatter" or rank == root:
+            given = _memory_of(given)
         if verb in ("all_reduce", "broadcast"):
             result = given.clone() if into is None else into.copy_(given)
+            flat = result if result.ndim == 1 else result.view(-1)
             if verb == "all_reduce":
-                return verbs.all_reduce(result, self.op, async_op=async_op), result
-            return verbs.broadcast(result, self.root, async_op=async_op), result
+                return verbs.all_reduce(flat, self.op, async_op=async_op), result
+            return verbs.broadcast(flat, root, async_op=async_op), result
         if verb == "reduce":
-            if not at_root:
-                return verbs.reduce(given, self.root, self.op, async_op=async_op), torch.zeros_like(given)
+            # Verbs reduces in place, and may use up what is there on the other ranks.
             result = given.clone() if into is None else into.copy_(given)
-            return verbs.reduce(result, self.root, self.op, async_op=async_op), result
-        if verb == "gather" and not at_root:
-            unset = given.new_zeros(1).expand(sum(self.counts))
-            return verbs.gather(None, given, self.root, self.counts, async_op=async_op), unset
+            pending = verbs.reduce(result, root, self.op, async_op=async_op)
+            return pending, result if rank == root else given.new_zeros(1).expand(given.shape)
+        if verb == "gather" and rank != root:
+            nothing = given.new_zeros(1).expand(sum(self.counts))
+            return verbs.gather(None, given, root, self.counts, async_op=async_op), nothing
         result = given.new_empty(self.numel(given.numel(), rank)) if into is None else into
         if verb == "all_gather":
             return verbs.all_gather(result, given, self.counts, async_op=async_op), result
@@ -86,12 +83,13 @@ class Call:
         if verb == "all_to_all":
             return verbs.all_to_all(result, given, self.counts, self.sent, async_op=async_op), result
         if verb == "gather":
-            return verbs.gather(result, given, self.root, self.counts, async_op=async_op), result
-        receives = any(destination == rank for _, destination in self.pairs)
-        target = result if receives else None
-        if not receives:
-            result.zero_()
-        return verbs.permute(target, given, self.pairs, async_op=async_op), result
+            return verbs.gather(result, given, root, self.counts, async_op=async_op), result
+        if verb == "scatter":
+            whole = given if rank == root else None
+            return verbs.scatter(result, whole, root, self.counts, async_op=async_op), result
+        if any(destination == rank for _, destination in self.pairs):
+            return verbs.permute(result, given, self.pairs, async_op=async_op), result
+        return verbs.permute(None, given, self.pairs, async_op=async_op), result.zero_()
 
     def adjoint(self) -> tuple[Call, float]:
         """Return the verb that carries gradients back, and what to divide its result by.
@@ -126,19 +124,36 @@ class Call:
         )
 
 
+def _memory_of(tensor: Tensor) -> Tensor:
+    """Return `tensor` with its elements in memory one after another as they are, no conjugation left to be done."""
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    return tensor.contiguous()
+
+
 @final
-class Differentiable(torch.autograd.Function):
+class _Differentiable(torch.autograd.Function):
     """A call as a node of torch's graph. Its backward is a call too, so gradients of gradients are right."""
 
     @staticmethod
-    def forward(ctx: Any, given: Tensor, call: Call, verbs: Verbs, pending: list[Pending], async_op: bool) -> Tensor:
+    def forward(ctx: Any, given: Tensor, run: tuple[Call, Verbs, list[Pending], bool]) -> Tensor:
+        # One tuple, for autograd takes its time over each argument.
+        call, verbs, pendings, async_op = run
         ctx.call, ctx.verbs = call, verbs
-        started, result = call.start(verbs, given, None, async_op=async_op)
-        pending.append(started)
+        pending, result = call.start(verbs, given, None, async_op=async_op)
+        pendings.append(pending)
         return result
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         call, divisor = ctx.call.adjoint()
-        back = Differentiable.apply(gradients[0], call, ctx.verbs, [], False)
-        return (back / divisor if divisor != 1 else back), None, None, None, None
+        back = differentiable(gradients[0], call, ctx.verbs, [])
+        return (back / divisor if divisor != 1 else back), None
+
+
+def differentiable(
+    given: Tensor, call: Call, verbs: Verbs, pendings: list[Pending], *, async_op: bool = False
+) -> Tensor:
+    """Start `call` as a node of torch's graph, add what is pending to `pendings`, and return the result to be."""
+    result: Tensor = _Differentiable.apply(given, (call, verbs, pendings, async_op))  # type: ignore[no-untyped-call]
+    return result

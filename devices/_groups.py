@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
 from datetime import timedelta
-from typing import Union
 
 import torch
 import torch.distributed as dist
@@ -15,11 +13,12 @@ from devices._c10d import DevicesGroup
 from devices._process_group import ProcessGroupCommunicator
 from devices._store import Store
 from devices.algorithms.verbs import Verbs
-from devices.errors import MeshError, WorldError
+from devices.errors import ArgumentError, DevicesError, MeshError, WorldError
 
-GroupLike = Union[DeviceMesh, dist.ProcessGroup, None]
+GroupLike = DeviceMesh | dist.ProcessGroup | None
 
-_adopted: weakref.WeakKeyDictionary[dist.ProcessGroup, dict[str, Verbs]] = weakref.WeakKeyDictionary()
+_adopted: dict[dist.ProcessGroup, dict[str, Verbs]] = {}
+"""Our verbs over process groups of torch's own, by type of device."""
 
 
 def process_group(group: GroupLike) -> dist.ProcessGroup:
@@ -27,7 +26,7 @@ def process_group(group: GroupLike) -> dist.ProcessGroup:
 
     Raises:
         MeshError: a mesh of several axes; a verb acts along one.
-        WorldError: no world is open, or this rank is not in the group.
+        WorldError: no world is open, it was closed, or this rank is not in the group.
     """
     if group is None:
         world = dist.group.WORLD
@@ -36,32 +35,41 @@ def process_group(group: GroupLike) -> dist.ProcessGroup:
                 "no world is open; call devices.init(), or torch.distributed.init_process_group('devices'), first"
             )
         return world
-    if isinstance(group, DeviceMesh):
-        if group.ndim != 1:
-            axes = group.mesh_dim_names or tuple(map(str, range(group.ndim)))
-            raise MeshError(
-                f"a verb acts along one mesh axis, but this mesh has {group.ndim} ({', '.join(axes)}); "
-                f"pass mesh[{axes[-1]!r}], or no group for the whole world"
-            )
-        return group.get_group()
     if isinstance(group, dist.ProcessGroup):
         return group
-    if group is dist.GroupMember.NON_GROUP_MEMBER:
-        raise WorldError(f"rank {dist.get_rank()} is not a member of the group that the verb was called over")
-    raise TypeError(f"a verb is called over a mesh axis, a process group or None, got {type(group).__name__}")
+    if isinstance(group, DeviceMesh):
+        try:
+            return group.get_group()
+        except Exception as error:
+            raise _without_group(group) from error
+    raise _no_group(group)
 
 
-def verbs_over(group: GroupLike, device: torch.device) -> Verbs:
-    """Return the verbs of `group` for tensors on `device`."""
-    found = process_group(group)
-    if isinstance(found, DevicesGroup):
-        return found.verbs_on(device.type)
-    by_type = _adopted.get(found)
-    if by_type is None:
-        by_type = _adopted.setdefault(found, {})
-    if device.type not in by_type:
-        by_type[device.type] = _adopt(found, device)
-    return by_type[device.type]
+def _without_group(mesh: DeviceMesh) -> DevicesError:
+    if mesh.ndim != 1:
+        axes = mesh.mesh_dim_names
+        which = f"mesh[{axes[-1]!r}]" if axes else "one axis of a mesh with names"
+        return MeshError(
+            f"a verb acts along one mesh axis, but this mesh has {mesh.ndim} ({', '.join(axes or ()) or 'unnamed'}); "
+            f"pass {which}, or no group for the whole world"
+        )
+    if not dist.is_initialized():
+        return WorldError(f"the world of {mesh} is closed; open one by devices.init() and make the mesh anew")
+    return WorldError(f"rank {dist.get_rank()} of {dist.get_world_size()} has no open group for {mesh}")
+
+
+def _no_group(group: object) -> DevicesError:
+    if group == dist.GroupMember.NON_GROUP_MEMBER:
+        return WorldError(
+            f"rank {dist.get_rank()} of {dist.get_world_size()} is not in the group that the verb was called over"
+        )
+    return ArgumentError(f"a verb is called over a mesh axis, a process group or None, got {type(group).__name__}")
+
+
+def verbs_over(group: GroupLike, like: torch.Tensor) -> Verbs:
+    """Return the verbs of `group` for tensors on the kind of device that `like` is on."""
+    # `device.type` makes a string each time.
+    return _verbs_on(process_group(group), "cpu" if like.is_cpu else like.device.type)
 
 
 def own_verbs(group: GroupLike) -> Verbs:
@@ -69,23 +77,66 @@ def own_verbs(group: GroupLike) -> Verbs:
     found = process_group(group)
     if isinstance(found, DevicesGroup):
         return found.verbs
-    accelerator = torch.accelerator.current_accelerator() if dist.get_backend(found) != "gloo" else None
-    return verbs_over(found, accelerator or torch.device("cpu"))
+    accelerator = torch.accelerator.current_accelerator()
+    has_own = accelerator is not None and _transports(found).get(accelerator.type, "gloo") != "gloo"
+    return _verbs_on(found, accelerator.type if accelerator is not None and has_own else "cpu")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _verbs_on(group: dist.ProcessGroup, kind: str) -> Verbs:
+    if isinstance(group, DevicesGroup):
+        return group.verbs_on(kind)
+    by_kind = _adopted.get(group, {}) if _is_open(group) else {}
+    return by_kind.get(kind) or _adopt(group, kind)
+
+
 def compiled_group(group: GroupLike) -> tuple[str, int, int]:
-    """Return the name, this rank and the size of `group`: constants of a graph that is compiled."""
-    found = process_group(group)
+    """Return the name, this rank and the size of `group`: constants of a graph that is compiled.
+
+    Written so that Dynamo traces it: it guards the mesh or the process group, and another one is compiled anew.
+    """
+    found = dist.group.WORLD if group is None else group
+    if isinstance(found, DeviceMesh):
+        if found.ndim != 1:
+            raise MeshError(f"a verb acts along one mesh axis, but this mesh has {found.ndim}")
+        found = found.get_group()
+    if found is None:
+        raise WorldError("no world is open; call devices.init() first")
     return found.group_name, found.rank(), found.size()
 
 
-def _adopt(group: dist.ProcessGroup, device: torch.device) -> Verbs:
+def _adopt(group: dist.ProcessGroup, kind: str) -> Verbs:
     """Return our verbs over a process group of torch's own."""
+    for known in list(_adopted):
+        if not _is_open(known):
+            del _adopted[known]
+    if not _is_open(group):
+        raise WorldError("the process group was destroyed; open a world and make the group anew")
+    transports = _transports(group)
+    if kind not in transports:
+        raise ArgumentError(
+            f"rank {dist.get_rank(group)} of {group.size()}: the tensor is on {kind!r}, but torch's group "
+            f"{group.group_name!r} carries tensors on {' and '.join(transports)}; move the tensor there"
+        )
+    transport = transports[kind]
+    index = 0 if kind == "cpu" else torch.get_device_module(kind).current_device()
+    me = Device(transport, kind, index)
     ranks = tuple(dist.get_process_group_ranks(group))
-    transport = dist.get_backend(group)
-    me = Device(transport, device.type, device.index or 0)
     # torch keeps the group's timeout to itself, and applies it.
     seen = Group(ranks, dist.get_rank(group), me, Store(group.get_group_store()), timedelta.max, group.group_name)
     capabilities = Capabilities(frozenset(), ProcessGroupCommunicator.reductions(transport))
-    return Verbs(ProcessGroupCommunicator(group), seen, capabilities)
+    verbs = Verbs(ProcessGroupCommunicator(group), seen, capabilities)
+    _adopted.setdefault(group, {})[kind] = verbs
+    return verbs
+
+
+def _transports(group: dist.ProcessGroup) -> dict[str, str]:
+    """Return which of torch's backends carries tensors on each type of device: {"cpu": "gloo", "cuda": "nccl"}."""
+    return dict(pair.split(":") for pair in dist.get_backend_config(group).split(","))
+
+
+def _is_open(group: dist.ProcessGroup) -> bool:
+    try:
+        dist.get_backend(group)
+    except ValueError:
+        return False
+    return True

@@ -1,5 +1,8 @@
 """A communicator over one of torch's own process groups: what a vendor that has one needs, and what gloo is to us."""
 
+# mypy: disable-error-code="no-any-return"
+# torch has no type that is common to its process groups and its backends.
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +12,7 @@ from typing import Any, final
 import torch
 
 from devices import _torch
-from devices._backend import Communicator, Message, Pending
+from devices._backend import Communicator, Message, Pending, PendingFrom
 from devices._work import Together
 
 _GLOO = frozenset({torch.uint8, torch.int8, torch.int32, torch.int64})
@@ -93,6 +96,9 @@ class ProcessGroupCommunicator(Communicator):
         inputs = [] if input is None else [list(input.view(self._group.size(), -1))]
         return self._group.scatter([output], inputs, options)
 
+    def recv_any(self, tensor: torch.Tensor, tag: int) -> PendingFrom:
+        return _FromAny(self._group.recv_anysource([tensor], tag))
+
     def barrier(self) -> Pending:
         return self._group.barrier(_torch.BarrierOptions())
 
@@ -101,3 +107,20 @@ class ProcessGroupCommunicator(Communicator):
 
     def close(self) -> None:
         self._group.shutdown()
+
+
+@final
+class _FromAny:
+    """torch's work of a receive from any rank."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    def wait(self) -> object:
+        return self._work.wait()
+
+    def is_completed(self) -> bool:
+        return self._work.is_completed()
+
+    def source(self) -> int:
+        return self._work._source_rank()

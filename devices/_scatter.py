@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from devices import _packing
 from devices._groups import GroupLike, own_verbs
 from devices._packing import Tensor, Tensors
 from devices._verb import Verb
@@ -19,70 +18,68 @@ _FRAME = 1024
 """Bytes of the first message. A description that does not fit is sent in a second one."""
 
 
-def start_scatter(x: Tensors | None, group: GroupLike, src: int, dim: int, sizes: Sequence[int] | None) -> Verb:
+def start_scatter(
+    x: Tensors | None, group: GroupLike, src: int, dim: int, sizes: Sequence[int] | None, out: Tensors | None
+) -> Verb:
     """Return the verb over `src`'s tensors: themselves there, tensors of their shapes elsewhere.
 
     Bad input on `src` is an error on every rank, for all are waiting for the description.
     """
+
+    def ready(verb: Verb) -> Verb:
+        return verb.parts(dim, verb.split(sizes), root=verb.check_rank("src", src))
+
     if torch.compiler.is_compiling():
         if x is None:
             raise ArgumentError("scatter: under torch.compile every rank passes a tensor of src's shape; got None")
-        verb = Verb("scatter", x, group)
-        verb.check_rank("src", src)
-        return verb
+        return ready(Verb("scatter", x, group))
     verbs = own_verbs(group)
-    size = verbs.group.size
+    rank, size = verbs.group.rank, verbs.group.size
+    who = f"scatter on rank {rank} of {size}"
     if not isinstance(src, int) or not 0 <= src < size:
-        raise ArgumentError(f"{verbs.group}: scatter: src={src!r}, but the group's ranks are 0 to {size - 1}")
-    if verbs.group.rank != src:
-        return _from_description(_share(verbs, None, src), group, verbs, src)
+        raise ArgumentError(f"{who}: src={src!r}, but the group's ranks are 0 to {size - 1}")
+    if rank != src:
+        found = _share(verbs, None, src)
+        if "error" in found:
+            raise ArgumentError(f"{who}: it failed on rank {src}, whose tensors it scatters: {found['error']}")
+        return ready(Verb("scatter", _described(found, verbs), group))
     try:
         if x is None:
-            raise ArgumentError(f"{verbs.group}: scatter: x is None on src={src}, which is to give it")
-        verb = Verb("scatter", x, group)
-        _check(verb, dim, sizes)
+            raise ArgumentError(f"{who}: x is None on src={src}, which is to give it")
+        verb = ready(Verb("scatter", x, group))
+        if out is not None:
+            verb.check_out(out)
     except DevicesError as error:
         _share(verbs, {"error": str(error)}, src)
         raise
-    _share(verbs, _description(x), src)
+    _share(verbs, _description(x, verb), src)
     return verb
 
 
-def _check(verb: Verb, dim: int, sizes: Sequence[int] | None) -> None:
-    checked = verb.check_sizes(sizes) or verb.equal_parts(dim)
-    if sum(checked) != verb.length(dim):
-        raise verb.error(f"sizes={checked} adds up to {sum(checked)}, but dim {dim} has size {verb.length(dim)}")
-
-
-def _description(x: Tensors) -> dict[str, Any]:
-    tensors, _ = _packing.unwrap(x, "scatter")
+def _description(x: Tensors, verb: Verb) -> dict[str, Any]:
     return {
         "keys": list(x) if isinstance(x, Mapping) else None,
         "container": type(x).__name__ if isinstance(x, (list, tuple)) else None,
-        "tensors": [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in tensors],
-        "device": tensors[0].device.type,
-        "grad": torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
+        "tensors": [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in verb.tensors],
+        "device": verb.tensors[0].device.type,
+        "requires_grad": [torch.is_grad_enabled() and tensor.requires_grad for tensor in verb.tensors],
     }
 
 
-def _from_description(found: dict[str, Any], group: GroupLike, verbs: Verbs, src: int) -> Verb:
-    if "error" in found:
-        raise ArgumentError(f"{verbs.group}: scatter failed on its source, rank {src}: {found['error']}")
+def _described(found: dict[str, Any], verbs: Verbs) -> Tensors:
+    """Return tensors of the described shapes that take no memory, for nothing of them is read."""
     device = verbs.group.device
     where = torch.device(device.type, device.index) if device.type == found["device"] != "cpu" else found["device"]
     tensors = []
-    for name, shape in found["tensors"]:
-        dtype = getattr(torch, name)
-        # No memory is taken for what is not read here.
-        blank = torch.zeros((), dtype=dtype, device=where)
-        can_require = dtype.is_floating_point or dtype.is_complex
-        tensors.append(blank.requires_grad_(found["grad"] and can_require).expand(shape))
-    x: Tensors = tensors[0]
+    for (name, shape), requires_grad in zip(found["tensors"], found["requires_grad"], strict=True):
+        blank = torch.zeros(1, dtype=getattr(torch, name), device=where).requires_grad_(requires_grad)
+        tensors.append(blank.view(()).expand(shape))
     if found["keys"] is not None:
-        x = dict(zip(found["keys"], tensors, strict=True))
-    elif found["container"] is not None:
-        x = tuple(tensors) if found["container"] == "tuple" else tensors
-    return Verb("scatter", x, group)
+        in_order = dict(zip(sorted(found["keys"], key=str), tensors, strict=True))
+        return {key: in_order[key] for key in found["keys"]}
+    if found["container"] is not None:
+        return tuple(tensors) if found["container"] == "tuple" else tensors
+    return tensors[0]
 
 
 def _share(verbs: Verbs, value: dict[str, Any] | None, src: int) -> dict[str, Any]:

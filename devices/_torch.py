@@ -5,6 +5,8 @@ When a new torch moves one of these, this is the only file to mend.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -68,25 +70,45 @@ def resolve_group(name: str) -> dist.ProcessGroup:
     return c10d._resolve_process_group(name)  # type: ignore[arg-type]
 
 
+_PICKLING = (
+    "all_gather_object",
+    "broadcast_object_list",
+    "gather_object",
+    "recv_object_list",
+    "scatter_object_list",
+    "send_object_list",
+    # What these are made of, for who imported them by name before. A rank that only receives comes here late.
+    "_object_to_tensor",
+    "_tensor_to_object",
+)
+
+
 def refuse_object_collectives(is_ours: Callable[[Any], bool], refusal: Callable[[], Exception]) -> None:
     """Make torch's object collectives, which pickle, raise `refusal()` on groups for which `is_ours` holds.
 
-    They turn objects into tensors and back by two functions that are told the group; below those, a process
-    group sees only bytes and could not tell. Calling this again changes nothing.
+    Below them a process group sees only bytes and could not tell. Calling this again changes nothing.
     """
-    for name in ("_object_to_tensor", "_tensor_to_object"):
+    for name in _PICKLING:
         original = getattr(c10d, name)
         if getattr(original, "refuses_pickles", False):
             continue
 
-        def guarded(*args: Any, _original: Callable[..., Any] = original, **kwargs: Any) -> Any:
-            group = kwargs.get("group", args[2] if len(args) > 2 else None)
+        def guarded(
+            *args: Any,
+            _original: Callable[..., Any] = original,
+            _signature: inspect.Signature = inspect.signature(original),  # noqa: B008 - one for each function
+            **kwargs: Any,
+        ) -> Any:
+            group = _signature.bind(*args, **kwargs).arguments.get("group")
             if is_ours(group if group is not None else dist.group.WORLD):
                 raise refusal()
             return _original(*args, **kwargs)
 
+        guarded = functools.update_wrapper(guarded, original)
         guarded.refuses_pickles = True  # type: ignore[attr-defined]
-        setattr(c10d, name, guarded)
+        for module in (c10d, dist):
+            if hasattr(module, name):
+                setattr(module, name, guarded)
 
 
 def order_effects_of(op: Any) -> None:

@@ -10,18 +10,21 @@ import torch
 
 from devices import _packing
 from devices._backend import Pending
-from devices._compiled import apply_compiled, compiled_barrier, compiled_recv, compiled_send
-from devices._flat import Call, Differentiable
-from devices._groups import GroupLike, compiled_group, own_verbs, verbs_over
+from devices._compiled import apply_compiled, compiled_recv, compiled_send
+from devices._flat import Call, differentiable
+from devices._groups import GroupLike, compiled_group, verbs_over
 from devices._packing import Tensor, Tensors
 from devices._work import Together, Work
 from devices.algorithms.arithmetic import check_reduction
 from devices.algorithms.executor import COLLECTIVE_TAG
-from devices.errors import ArgumentError, UnsupportedError
+from devices.errors import ArgumentError, DevicesError, UnsupportedError
+
+Shares = Callable[[Tensor, int], tuple[Sequence[int], Sequence[int]]]
+"""From a tensor and its dim: along it, the sizes of the parts that it goes in, and of those that it comes back in."""
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Job:
     """The tensors of one dtype, as one call.
 
@@ -47,39 +50,43 @@ class Verb:
     """A call of a public verb in the making.
 
     Args:
-        name: the verb's, for messages.
+        name: the verb's.
         x: what the user passed.
         group: what the verb is called over.
     """
 
     def __init__(self, name: str, x: Tensors, group: GroupLike) -> None:
         self.name = name
-        self._tensors, self._rebuild = _packing.unwrap(x, name)
-        if not self._tensors:
-            raise ArgumentError(f"{name}: the list of tensors is empty")
+        self.tensors, self.rebuild = _packing.unwrap(x, name)
+        if not self.tensors:
+            raise ArgumentError(f"{name}: the {type(x).__name__} of tensors is empty")
         self._compiling = torch.compiler.is_compiling()
         if self._compiling:
             self._group_name, self.rank, self.size = compiled_group(group)
         else:
-            self.verbs = verbs_over(group, self._tensors[0].device)
-            self.rank, self.size = self.verbs.group.rank, self.verbs.group.size
             self._check_tensors()
+            self.verbs = verbs_over(group, self.tensors[0])
+            self.rank, self.size = self.verbs.group.rank, self.verbs.group.size
         self._jobs: list[_Job] = []
 
-    def error(self, text: str) -> ArgumentError:
-        """Return an error that says which verb on which rank of which group."""
-        return ArgumentError(f"{self.name} on rank {self.rank} of {self.size}: {text}")
+    def error(self, text: object, kind: type[DevicesError] = ArgumentError) -> DevicesError:
+        """Return an error that says which verb on which rank of which size."""
+        return kind(f"{self.name} on rank {self.rank} of {self.size}: {text}")
 
     def _check_tensors(self) -> None:
-        kind = self._tensors[0].device.type
-        for tensor in self._tensors:
+        kind = self.tensors[0].device.type
+        for tensor in self.tensors:
             if tensor.device.type != kind:
-                raise self.error(f"the tensors lie on {kind} and on {tensor.device.type}; move them to one device")
-            if hasattr(tensor, "placements"):
-                raise self.error(
-                    "a DTensor was given; pass x.to_local() for this rank's part, or let x.redistribute() or "
-                    "x.full_tensor() move the whole"
+                raise ArgumentError(
+                    f"{self.name}: the tensors lie on {kind} and on {tensor.device.type}; move them to one device"
                 )
+            if hasattr(tensor, "placements"):
+                raise ArgumentError(
+                    f"{self.name}: a DTensor was given; pass x.to_local() for this rank's part, or let "
+                    "x.redistribute() or x.full_tensor() move the whole"
+                )
+            if tensor.layout is not torch.strided:
+                raise ArgumentError(f"{self.name}: a tensor of layout {tensor.layout} was given; pass x.to_dense()")
 
     def check_rank(self, which: str, rank: int) -> int:
         """Return `rank`, the value of the keyword `which`, if the group has it."""
@@ -87,31 +94,12 @@ class Verb:
             raise self.error(f"{which}={rank!r}, but the group's ranks are 0 to {self.size - 1}")
         return rank
 
-    def check_sizes(self, sizes: Sequence[int] | None, what: str = "sizes") -> list[int] | None:
-        """Return `sizes` as a list of one size for each rank, or None."""
-        if sizes is None:
-            return None
-        sizes = list(sizes)
-        if len(sizes) != self.size or any(not isinstance(size, int) or size < 0 for size in sizes):
-            raise self.error(f"{what}= must hold {self.size} sizes, one for each rank, none negative; got {sizes}")
-        return sizes
-
-    def equal_parts(self, dim: int) -> list[int]:
-        """Return the sizes of all ranks' parts where `dim` is to be split evenly."""
-        length = self.length(dim)
-        if length % self.size:
-            raise self.error(
-                f"dim {dim} has size {length}, which {self.size} ranks do not divide; pass sizes= with each rank's "
-                "part, the same on every rank"
-            )
-        return [length // self.size] * self.size
-
-    def length(self, dim: int) -> int:
-        """Return the size along `dim`, which all tensors of the call must share."""
-        lengths = {1 if tensor.ndim == 0 else tensor.shape[self._dim(tensor, dim)] for tensor in self._tensors}
-        if len(lengths) > 1:
-            raise self.error(f"the tensors have sizes {sorted(lengths)} along dim {dim}; sizes= needs one size")
-        return lengths.pop()
+    def _check_sizes(self, sizes: Sequence[int], what: str = "sizes") -> list[int]:
+        """Return `sizes` as a list of one size for each rank."""
+        found = list(sizes)
+        if len(found) != self.size or any(not isinstance(size, int) or size < 0 for size in found):
+            raise self.error(f"{what}= must hold {self.size} sizes, one for each rank, none negative; got {found}")
+        return found
 
     def _dim(self, tensor: Tensor, dim: int) -> int:
         dims = max(tensor.ndim, 1)
@@ -119,51 +107,116 @@ class Verb:
             raise self.error(f"dim={dim!r}, but the tensor of shape {tuple(tensor.shape)} has {tensor.ndim} dims")
         return dim % dims
 
-    def whole(self, name: str, **call: Any) -> Verb:
+    # How each tensor is shared out along a dim.
+
+    def joined(self, sizes: Sequence[int] | None) -> Shares:
+        """Return the shares of a verb that sends each tensor whole and joins what comes from all ranks."""
+        checked = None if sizes is None else self._check_sizes(sizes)
+
+        def shares(tensor: Tensor, dim: int) -> tuple[Sequence[int], Sequence[int]]:
+            length = _length(tensor, dim)
+            if checked is None:
+                return [length], [length] * self.size
+            if checked[self.rank] != length:
+                raise self.error(
+                    f"sizes={checked} says {checked[self.rank]} for this rank, whose input has size {length} "
+                    f"along dim {dim}"
+                )
+            return [length], checked
+
+        return shares
+
+    def split(self, sizes: Sequence[int] | None) -> Shares:
+        """Return the shares of a verb that splits each tensor and returns one part."""
+        checked = None if sizes is None else self._check_sizes(sizes)
+
+        def shares(tensor: Tensor, dim: int) -> tuple[Sequence[int], Sequence[int]]:
+            parts = self._parts_of(tensor, dim, checked, "sizes")
+            return parts, [parts[self.rank]]
+
+        return shares
+
+    def swapped(self, sizes: Sequence[Sequence[int]] | None) -> Shares:
+        """Return the shares of a verb that splits each tensor and joins what comes from all ranks."""
+        if sizes is not None and len(sizes) != self.size:
+            raise self.error(f"sizes= must hold {self.size} rows, one for each sending rank; got {len(sizes)}")
+        rows = None if sizes is None else [self._check_sizes(row, f"sizes[{at}]") for at, row in enumerate(sizes)]
+
+        def shares(tensor: Tensor, dim: int) -> tuple[Sequence[int], Sequence[int]]:
+            own = None if rows is None else rows[self.rank]
+            parts = self._parts_of(tensor, dim, own, f"sizes[{self.rank}]")
+            return parts, parts if rows is None else [row[self.rank] for row in rows]
+
+        return shares
+
+    def _parts_of(self, tensor: Tensor, dim: int, sizes: Sequence[int] | None, what: str) -> Sequence[int]:
+        length = _length(tensor, dim)
+        if sizes is None:
+            if length % self.size:
+                raise self.error(
+                    f"dim {dim} has size {length}, which {self.size} ranks do not divide; pass sizes= with each "
+                    "rank's part, the same on every rank"
+                )
+            return [length // self.size] * self.size
+        if sum(sizes) != length:
+            raise self.error(f"{what}={list(sizes)} adds up to {sum(sizes)}, but dim {dim} has size {length}")
+        return sizes
+
+    # The calls.
+
+    def whole(self, **call: Any) -> Verb:
         """Let each tensor go as it is and come back in its own shape."""
-        for places in _packing.by_dtype(self._tensors):
-            tensors = [self._tensors[place] for place in places]
-            self._check_op(name, tensors[0].dtype, call)
+        for places in self._by_dtype():
+            tensors = [self.tensors[place] for place in places]
+            self._check_op(tensors[0].dtype, call)
             shapes = [tensor.shape for tensor in tensors]
             unpack = lambda flat, shapes=shapes: _packing.unpack(flat, shapes)  # noqa: E731
-            self._jobs.append(_Job(places, _packing.pack(tensors), Call(name, **call), shapes, unpack, True))
+            self._jobs.append(_Job(places, _packing.pack(tensors), Call(self.name, **call), shapes, unpack, True))
         return self
 
-    def parts(self, name: str, dim: int, given: Sequence[int], coming: Sequence[int], **call: Any) -> Verb:
-        """Let each tensor go in parts and come back in parts, along `dim`.
-
-        Args:
-            name: the verb of the call.
-            dim: the dim that is split and joined.
-            given: the sizes along `dim` of the parts of what is given.
-            coming: the sizes along `dim` of the parts of the result.
-            call: the rest of the call; `counts` and `sent` in sizes along `dim`, turned into elements here.
-        """
-        by_dim: dict[tuple[torch.dtype, int], list[int]] = {}
-        for place, tensor in enumerate(self._tensors):
-            by_dim.setdefault((tensor.dtype, self._dim(tensor, dim)), []).append(place)
-        for (dtype, at), places in by_dim.items():
-            tensors = [self._tensors[place] for place in places]
-            self._check_op(name, dtype, call)
-            rows = [_packing.row_of(tensor, at) for tensor in tensors]
-            width = sum(row.numel() for row in rows)
-            in_elements = {
-                key: tuple(size * width for size in call[key]) for key in ("counts", "sent") if key in call
-            }
-            shapes = [torch.Size((*row[:at], sum(coming), *row[at:])) for row in rows]
-            unpack = lambda flat, rows=rows, at=at: _packing.unpack_parts(flat, rows, at, coming)  # noqa: E731
-            if name == "scatter" and self.rank != call["root"]:
-                # Nothing is read here; the node of a gradient needs the right size, and that alone.
-                blank = torch.zeros(1, dtype=dtype, device=tensors[0].device)
-                given_flat = blank.requires_grad_(tensors[0].requires_grad).expand(width * sum(given))
+    def parts(self, dim: int, shares: Shares, **call: Any) -> Verb:
+        """Let each tensor go in parts and come back in parts, along `dim`."""
+        for places in self._by_dtype():
+            tensors = [self.tensors[place] for place in places]
+            self._check_op(tensors[0].dtype, call)
+            dims = [self._dim(tensor, dim) for tensor in tensors]
+            rows = [_packing.row_of(tensor, at) for tensor, at in zip(tensors, dims, strict=True)]
+            both = [shares(tensor, at) for tensor, at in zip(tensors, dims, strict=True)]
+            going, coming = [sizes for sizes, _ in both], [sizes for _, sizes in both]
+            if self.name in ("reduce_scatter", "scatter"):
+                call["counts"] = _elements(rows, going)
             else:
-                given_flat = _packing.pack_parts(tensors, at, given)
-            self._jobs.append(_Job(places, given_flat, Call(name, **(call | in_elements)), shapes, unpack, at == 0))
+                call["counts"] = _elements(rows, coming)
+            if self.name == "all_to_all":
+                call["sent"] = _elements(rows, going)
+            if self.name == "scatter" and self.rank != call["root"] and not self._compiling:
+                given = _unread(tensors, sum(call["counts"]))
+            else:
+                given = _packing.pack_parts(tensors, dims, going)
+            shapes = [
+                torch.Size((*row[:at], sum(sizes), *row[at:]))
+                for row, at, sizes in zip(rows, dims, coming, strict=True)
+            ]
+            unpack = lambda flat, rows=rows, dims=dims, coming=coming: _packing.unpack_parts(flat, rows, dims, coming)  # noqa: E731
+            in_order = len(tensors) == 1 and dims[0] == 0
+            self._jobs.append(_Job(places, given, Call(self.name, **call), shapes, unpack, in_order))
         return self
 
-    def _check_op(self, name: str, dtype: torch.dtype, call: dict[str, Any]) -> None:
-        if name in ("all_reduce", "reduce", "reduce_scatter"):
-            check_reduction(call["op"], dtype)
+    def _by_dtype(self) -> list[list[int]]:
+        """Return the places of the tensors in lists of one dtype each."""
+        found: dict[torch.dtype, list[int]] = {}
+        for place, tensor in enumerate(self.tensors):
+            found.setdefault(tensor.dtype, []).append(place)
+        return list(found.values())
+
+    def _check_op(self, dtype: torch.dtype, call: dict[str, Any]) -> None:
+        if "op" in call:
+            try:
+                check_reduction(call["op"], dtype)
+            except DevicesError as error:
+                raise self.error(error, type(error)) from None
+
+    # Running them.
 
     def run(self, out: Tensors | None, async_op: bool, *, here: bool = True) -> Any:
         """Start the verb; return its `Work`, or wait and return its result.
@@ -174,84 +227,81 @@ class Verb:
             here: whether this rank gets a result; where it does not, the result is None.
         """
         if self._compiling:
-            return self._run_compiled(out, async_op, here)
-        targets = self.check_out(out) if here and out is not None else None
-        pendings: list[Pending] = []
-        flats: list[Tensor] = []
-        for job in self._jobs:
-            if job.given.requires_grad and torch.is_grad_enabled():
-                if out is not None:
-                    raise self.error("out= was given, but the input requires grad; leave out= away, or detach() it")
-                flats.append(Differentiable.apply(job.given, job.call, self.verbs, pendings, async_op))
-                continue
-            into = None if targets is None else _flat_target(job, targets)
-            pending, flat = job.call.start(self.verbs, job.given, into, async_op=async_op)
-            pendings.append(pending)
-            flats.append(flat)
-
+            self._refuse_compiled(out, async_op)
+            flats = [apply_compiled(job.call, job.given, self.rank, self._group_name) for job in self._jobs]
+            return self.rebuild(self._unpacked(flats, None)) if here else None
         with_gradient = torch.is_grad_enabled()
+        needs_gradient = with_gradient and any(job.given.requires_grad for job in self._jobs)
+        targets = None if out is None else self.check_out(out, here=here, needs_gradient=needs_gradient)
+        pendings: list[Pending] = []
+        flats = []
+        for job in self._jobs:
+            if with_gradient and job.given.requires_grad:
+                flats.append(differentiable(job.given, job.call, self.verbs, pendings, async_op=async_op))
+            else:
+                into = None if targets is None else _flat_target(job, targets)
+                pending, flat = job.call.start(self.verbs, job.given, into, async_op=async_op)
+                pendings.append(pending)
+                flats.append(flat)
 
         def finish() -> Any:
             if not here:
                 return None
+            # A `Work` may be waited for in another grad mode.
             with torch.set_grad_enabled(with_gradient):
-                return self._rebuild(self._unpacked(flats, targets))
+                return self.rebuild(self._unpacked(flats, targets))
 
         return Work(Together(pendings), finish) if async_op else finish()
 
-    def _run_compiled(self, out: Tensors | None, async_op: bool, here: bool) -> Any:
-        if out is not None or async_op:
-            raise UnsupportedError(f"{self.name}: out= and async_op= are not compiled; leave them away")
-        flats = [apply_compiled(job.call, job.given, self.rank, self._group_name) for job in self._jobs]
-        return self._rebuild(self._unpacked(flats, None)) if here else None
+    def send(self, dst: int, tag: int, async_op: bool) -> Any:
+        """Send to rank `dst`."""
+        self._check_message("dst", dst, tag)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.tensors):
+            raise self.error("the tensor requires grad; detach() it, or use permute, whose gradient is defined")
+        self.whole()
+        if self._compiling:
+            self._refuse_compiled(None, async_op)
+            for job in self._jobs:
+                compiled_send(job.given, dst, tag, self._group_name)
+            return None
+        pendings = [self.verbs.send(job.given.contiguous(), dst, tag, async_op=async_op) for job in self._jobs]
+        return Work(Together(pendings), lambda: None) if async_op else None
 
-    def point_to_point(self, which: str, peer: int, tag: int, out: Tensors | None, async_op: bool) -> Any:
-        """Send to rank `peer` if `which` is "dst", receive from it if it is "src"."""
+    def recv(self, src: int, tag: int, out: Tensors | None, async_op: bool) -> Any:
+        """Receive from rank `src`."""
+        self._check_message("src", src, tag)
+        self.whole()
+        if self._compiling:
+            self._refuse_compiled(out, async_op)
+            flats = [compiled_recv(job.given.detach(), src, tag, self._group_name) for job in self._jobs]
+            return self.rebuild(self._unpacked(flats, None))
+        targets = None if out is None else self.check_out(out)
+        pendings, flats = [], []
+        for job in self._jobs:
+            into = None if targets is None else _flat_target(job, targets)
+            flat = torch.empty_like(job.given, requires_grad=False) if into is None else into
+            pendings.append(self.verbs.recv(flat, src, tag, async_op=async_op))
+            flats.append(flat)
+
+        def finish() -> Any:
+            return self.rebuild(self._unpacked(flats, targets))
+
+        return Work(Together(pendings), finish) if async_op else finish()
+
+    def _check_message(self, which: str, peer: int, tag: int) -> None:
         if self.check_rank(which, peer) == self.rank:
             raise self.error(f"{which}={peer} is this rank itself")
         if not isinstance(tag, int) or not 0 <= tag < COLLECTIVE_TAG:
             raise self.error(f"tag={tag!r} is not between 0 and {COLLECTIVE_TAG - 1}")
-        sends = which == "dst"
-        if sends and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._tensors):
-            raise self.error("the tensor requires grad; detach() it, or use permute, whose gradient is defined")
-        self.whole(self.name)
-        targets = None if out is None else self.check_out(out)
-        if self._compiling:
-            if out is not None or async_op:
-                raise UnsupportedError(f"{self.name}: out= and async_op= are not compiled; leave them away")
-            if sends:
-                for job in self._jobs:
-                    compiled_send(job.given, peer, tag, self._group_name)
-                return None
-            flats = [compiled_recv(job.given.detach(), peer, tag, self._group_name) for job in self._jobs]
-            return self._rebuild(self._unpacked(flats, None))
-        pendings, flats = [], []
-        for job in self._jobs:
-            if sends:
-                pendings.append(self.verbs.send(job.given.contiguous(), peer, tag, async_op=async_op))
-                continue
-            flat = None if targets is None else _flat_target(job, targets)
-            flats.append(job.given.detach().new_empty(job.given.numel()) if flat is None else flat)
-            pendings.append(self.verbs.recv(flats[-1], peer, tag, async_op=async_op))
 
-        def finish() -> Any:
-            return None if sends else self._rebuild(self._unpacked(flats, targets))
+    def _refuse_compiled(self, out: Tensors | None, async_op: bool) -> None:
+        if out is not None or async_op:
+            raise self.error("out= and async_op= are not compiled; leave them away", UnsupportedError)
 
-        return Work(Together(pendings), finish) if async_op else finish()
-
-    @staticmethod
-    def barrier(group: GroupLike, async_op: bool) -> Any:
-        """Wait for every rank of `group`."""
-        if torch.compiler.is_compiling():
-            if async_op:
-                raise UnsupportedError("barrier: async_op= is not compiled; leave it away")
-            name, _, _ = compiled_group(group)
-            return compiled_barrier(torch.empty(0), name)
-        pending = own_verbs(group).barrier(async_op=async_op)
-        return Work(pending, lambda: None) if async_op else None
+    # Results.
 
     def _unpacked(self, flats: Sequence[Tensor], targets: Sequence[Tensor] | None) -> list[Tensor]:
-        results: list[Any] = [None] * len(self._tensors)
+        results: list[Any] = [None] * len(self.tensors)
         for job, flat in zip(self._jobs, flats, strict=True):
             for place, result in zip(job.places, job.unpack(flat), strict=True):
                 if targets is None:
@@ -262,15 +312,30 @@ class Verb:
                     target.copy_(result)
         return results
 
-    def check_out(self, out: Tensors, dtypes: Sequence[torch.dtype] | None = None) -> list[Tensor]:
-        """Return the tensors of `out`, checked against what the verb will return, of `dtypes` where given."""
-        targets, _ = _packing.unwrap(out, self.name)
-        if len(targets) != len(self._tensors):
-            raise self.error(f"out= holds {len(targets)} tensors, the input {len(self._tensors)}")
+    def check_out(
+        self,
+        out: Tensors,
+        *,
+        here: bool = True,
+        needs_gradient: bool = False,
+    ) -> list[Tensor] | None:
+        """Return the tensors of `out`, checked against what the verb will return.
+
+        Args:
+            out: the user's.
+            here: whether this rank gets a result; where it does not, there is nothing to check.
+            needs_gradient: whether the result requires grad, which one written in place cannot.
+        """
+        if needs_gradient:
+            raise self.error("out= was given, but the input requires grad; leave out= away, or detach() the input")
+        if not here:
+            return None
+        targets, _ = _packing.unwrap(out, f"{self.name}'s out=")
+        if len(targets) != len(self.tensors):
+            raise self.error(f"out= holds {len(targets)} tensors, the input {len(self.tensors)}")
         for job in self._jobs:
             for place, shape in zip(job.places, job.shapes, strict=True):
-                target, kind = targets[place], job.given.device.type
-                dtype = job.given.dtype if dtypes is None else dtypes[place]
+                target, dtype, kind = targets[place], job.given.dtype, job.given.device.type
                 if target.shape != shape or target.dtype != dtype or target.device.type != kind:
                     raise self.error(
                         f"out= is of shape {tuple(target.shape)}, {target.dtype} on {target.device.type}, but the "
@@ -278,7 +343,25 @@ class Verb:
                     )
                 if target.requires_grad:
                     raise self.error("out= requires grad and would be written in place; detach() it")
+                if any(stride == 0 and size > 1 for stride, size in zip(target.stride(), target.shape, strict=True)):
+                    raise self.error("out= is expanded, several elements to one place; pass out.contiguous()")
         return targets
+
+
+def _length(tensor: Tensor, dim: int) -> int:
+    return tensor.shape[dim] if tensor.ndim else 1
+
+
+def _elements(rows: Sequence[torch.Size], sizes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return how many elements of all tensors each part holds."""
+    by_part = zip(*sizes, strict=True)
+    return tuple(sum(size * row.numel() for size, row in zip(part, rows, strict=True)) for part in by_part)
+
+
+def _unread(tensors: Sequence[Tensor], numel: int) -> Tensor:
+    """Return what takes no memory but has the size that the node of a gradient needs."""
+    needs_gradient = any(tensor.requires_grad for tensor in tensors)
+    return tensors[0].new_zeros(1).requires_grad_(needs_gradient).expand(numel)
 
 
 def _flat_target(job: _Job, targets: Sequence[Tensor]) -> Tensor | None:
@@ -286,5 +369,7 @@ def _flat_target(job: _Job, targets: Sequence[Tensor]) -> Tensor | None:
     target = targets[job.places[0]]
     if len(job.places) > 1 or not job.in_order or not target.is_contiguous():
         return None
-    overlaps = target.untyped_storage().data_ptr() == job.given.untyped_storage().data_ptr()
-    return target.view(-1) if not overlaps or job.call.verb == "all_reduce" else None
+    if target.untyped_storage().data_ptr() == job.given.untyped_storage().data_ptr():
+        is_itself = target.data_ptr() == job.given.data_ptr() and job.call.verb in ("all_reduce", "broadcast")
+        return target.view(-1) if is_itself else None
+    return target.view(-1)

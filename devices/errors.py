@@ -1,17 +1,17 @@
 """Every error that `devices` raises. Each is also the builtin that a caller would expect.
 
-    DevicesError
-    ├── BackendNotFoundError (LookupError)          no plugin provides that name
-    ├── BackendUnavailableError (RuntimeError)      its plugin is here, its hardware is not
-    ├── PluginError (ImportError)                   a plugin is broken, misspelt, or claims a taken name
-    ├── UnsupportedError (NotImplementedError)      this backend cannot do that, and nothing composes it
-    ├── WorldError (RuntimeError)                   no world is open, it is closed, or its variables disagree
-    ├── MeshError (ValueError)                      axes that do not fit the world or do not exist
-    ├── PlacementError (ValueError)                 dims, axes or patterns that match nothing
-    ├── ArgumentError (ValueError)                  a verb was given a shape, rank, op or size that cannot be right
-    ├── DtypeError (TypeError)                      a dtype that the op has no meaning for
-    └── CollectiveError (RuntimeError)              a verb failed on its way: a peer died or left
-        └── CollectiveTimeoutError (TimeoutError)   ... or did not come in time
+DevicesError
+├── BackendNotFoundError (LookupError)          no plugin provides that name
+├── BackendUnavailableError (RuntimeError)      its plugin is here, its hardware is not
+├── PluginError (ImportError)                   a plugin is broken, misspelt, or claims a taken name
+├── UnsupportedError (NotImplementedError)      this backend cannot do that, and nothing composes it
+├── WorldError (RuntimeError)                   no world is open, it is closed, or its variables disagree
+├── MeshError (ValueError)                      axes that do not fit the world or do not exist
+├── PlacementError (ValueError)                 dims, axes or patterns that match nothing
+├── ArgumentError (ValueError)                  a verb was given a shape, rank, op or size that cannot be right
+├── DtypeError (TypeError)                      a dtype that the op has no meaning for
+└── CollectiveError (RuntimeError)              a verb failed on its way: a peer died or left
+└── CollectiveTimeoutError (TimeoutError)   ... or did not come in time
 """
 
 from __future__ import annotations

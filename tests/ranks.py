@@ -1,4 +1,4 @@
-"""Rank processes for tests: forked from a server that has torch loaded, so that eight start in a fraction of a second."""
+"""Rank processes for tests: forked from a server that has torch loaded, so eight start in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch.distributed.tensor.parallel", "devices._collectives", "devices._world"])
 
 
-class RankFailed(AssertionError):
+class RankFailed(AssertionError):  # noqa: N818 - says what happened
     """Some ranks raised, died or did not finish; holds what each one said."""
 
 

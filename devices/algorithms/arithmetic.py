@@ -137,7 +137,7 @@ class Carrier:
 
     def encode(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return `tensor` in the carrier's dtype: a view if `shares`, else a new tensor."""
-        if self.hops:
+        if tensor.requires_grad:
             tensor = tensor.detach()
         for hop in self.hops:
             if hop.kind == "view":

@@ -11,6 +11,9 @@ SMALL = 1 << 16
 One-shot beats two passes below 64 to 128 KiB on one host, over shared memory and over sockets alike.
 """
 
+MIDDLING = 1 << 20
+"""Up to so many bytes an all_reduce halves; above, a ring needs less memory and uses all links at once."""
+
 FEW = 16
 """Up to so many ranks, all may talk to all in one step."""
 
@@ -29,7 +32,11 @@ def choose(verb: str, size: int, bytes: int = 0, root: int = 0, pairs: tuple[tup
     is_small = bytes <= SMALL
     match verb:
         case "all_reduce":
-            return recursive.all_reduce(size) if is_small else ring.all_reduce(size)
+            if is_small:
+                return recursive.doubling(size)
+            # Folding costs a message of the whole data, so it pays only where a ring is long.
+            is_foldable = size.bit_count() == 1 or size > FEW
+            return recursive.halving(size) if bytes <= MIDDLING and is_foldable else ring.all_reduce(size)
         case "all_gather":
             return pairwise.all_gather(size) if is_small and size <= FEW else ring.all_gather(size)
         case "reduce_scatter":

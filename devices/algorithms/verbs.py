@@ -9,7 +9,7 @@ from typing import final
 
 import torch
 
-from devices._backend import Capabilities, Communicator, Group, Message, Pending
+from devices._backend import Capabilities, Communicator, Group, Message, Pending, PendingFrom
 from devices.algorithms.arithmetic import MEANINGFUL, Carrier, check_reduction
 from devices.algorithms.by_gather import native_carrier
 from devices.algorithms.executor import COLLECTIVE_TAG
@@ -94,6 +94,8 @@ class Verbs:
         if pair in self._alone:
             return DONE
         if pair in self._direct and (self._worker is None or not self._worker.is_busy) and tensor.numel():
+            if tensor.requires_grad:
+                tensor = tensor.detach()
             try:
                 pending = self._start_all_reduce(tensor, op)
                 if async_op:
@@ -314,6 +316,25 @@ class Verbs:
         """Fill `tensor` with what rank `src` sends with the same tag."""
         return self._exchange("recv", (), (Message(tensor, src, tag),), async_op)
 
+    def recv_any(self, tensor: Tensor, tag: int = 0) -> PendingFrom:
+        """Start to fill `tensor` with what the first rank to send something with that tag sends."""
+        self._require_open("recv_any")
+        self._require_tag("recv_any", tag)
+        if self._size == 1:
+            raise self._wrong("recv_any", "there is no other rank to receive from")
+        communicator = self._on.communicator
+        if type(communicator).recv_any is Communicator.recv_any:
+            raise UnsupportedError(
+                f"{self._who()}: {type(communicator).__name__} cannot receive from any source; name one by src="
+            )
+        try:
+            pending = communicator.recv_any(_bytes(tensor), tag)
+        except DevicesError:
+            raise
+        except Exception as error:
+            raise self._failure("recv_any", error) from error
+        return _StartedFrom(_Started(self, "recv_any", pending, None), pending)
+
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, async_op: bool = False) -> Pending:
         """Do all sends and receives together, of tensors of any dtype; neither waits for the other."""
         return self._exchange("exchange", sends, recvs, async_op)
@@ -407,8 +428,7 @@ class Verbs:
             self._require_rank(verb, "the peer", message.peer)
             if message.peer == self._rank:
                 raise self._wrong(verb, "the peer is the rank itself; copy the tensor instead")
-            if not 0 <= message.tag < COLLECTIVE_TAG:
-                raise self._wrong(verb, f"a tag is at least 0 and below 2**30, got {message.tag}")
+            self._require_tag(verb, message.tag)
         if not sends and not recvs:
             return DONE
         if "exchange" not in self._own:
@@ -443,7 +463,7 @@ class Verbs:
             pending = self._on.communicator.all_reduce(data, carrier.op)
         else:
             if dst != self._rank and carrier.shares:
-                data = data.detach().clone()
+                data = data.clone()
             pending = self._on.communicator.reduce(data, dst, carrier.op)
             if dst != self._rank:
                 return pending, None
@@ -492,6 +512,10 @@ class Verbs:
     def _require_rank(self, verb: str, name: str, rank: int) -> None:
         if not 0 <= rank < self._size:
             raise self._wrong(verb, f"{name} must be a rank of the group, 0 to {self._size - 1}, got {rank}")
+
+    def _require_tag(self, verb: str, tag: int) -> None:
+        if not 0 <= tag < COLLECTIVE_TAG:
+            raise self._wrong(verb, f"a tag is at least 0 and below 2**30, got {tag}")
 
     def _require_size(self, verb: str, name: str, tensor: Tensor, size: int) -> None:
         if tensor.numel() != size:
@@ -556,6 +580,24 @@ class _Started:
 
     def is_completed(self) -> bool:
         return self._is_done or self._pending.is_completed()
+
+
+@final
+class _StartedFrom:
+    """The same of a message whose source is not known beforehand."""
+
+    def __init__(self, started: _Started, pending: PendingFrom) -> None:
+        self._started = started
+        self._pending = pending
+
+    def wait(self) -> None:
+        self._started.wait()
+
+    def is_completed(self) -> bool:
+        return self._started.is_completed()
+
+    def source(self) -> int:
+        return self._pending.source()
 
 
 def _bytes(tensor: Tensor) -> Tensor:
