@@ -139,9 +139,9 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# torch finds its process group "devices" by the entry point that it loads at the end of its own import. Where
-# torch was told not to, or came first in a way that missed it, importing us is what registers it.
-if "torch" in sys.modules or os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD") == "0":
-    from devices._autoload import register
+# torch finds its process group "devices" by the entry point that it loads at the end of its own import. Where it was
+# told not to (any value but "1"), or is here already, importing us is what registers it.
+if "torch" in sys.modules or os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") != "1":
+    from devices import _autoload
 
-    register()
+    _autoload.register()

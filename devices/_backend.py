@@ -180,7 +180,10 @@ class Communicator:
     """
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
-        """Start all sends and receives together; neither waits for the other, so two ranks may send at once."""
+        """Start all sends and receives together; neither waits for the other, so two ranks may send at once.
+
+        It may be called from two threads at once: a user's message beside a verb that is composed from others.
+        """
         raise _not_here(self, "exchange")
 
     def all_gather(self, output: torch.Tensor, input: torch.Tensor) -> Pending:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from devices import _torch
-from devices._flat import Call
+from devices._flat import Call, in_memory
 from devices._groups import verbs_over
 
 Tensor = torch.Tensor
@@ -68,7 +68,7 @@ def apply_compiled(call: Call, given: Tensor, rank: int, group: str) -> Tensor:
 @torch.library.custom_op("devices::send", mutates_args=())
 def compiled_send(given: Tensor, dst: int, tag: int, group: str) -> None:
     """Send `given` in a compiled graph."""
-    verbs_over(_torch.resolve_group(group), given).send(given.contiguous(), dst, tag)
+    verbs_over(_torch.resolve_group(group), given).send(in_memory(given), dst, tag)
 
 
 @torch.library.custom_op("devices::recv", mutates_args=())

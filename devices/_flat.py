@@ -60,7 +60,7 @@ class Call:
         """
         verb, rank, root = self.verb, verbs.group.rank, self.root
         if verb != "scatter" or rank == root:
-            given = _memory_of(given)
+            given = in_memory(given)
         if verb in ("all_reduce", "broadcast"):
             result = given.clone() if into is None else into.copy_(given)
             flat = result if result.ndim == 1 else result.view(-1)
@@ -110,13 +110,15 @@ class Call:
         if self.verb == "broadcast":
             return replace(self, verb="reduce"), 1
         if self.verb == "scatter":
-            return replace(self, verb="gather"), 1
-        if self.gradient and self.verb in ("reduce", "gather"):
-            return replace(self, verb="broadcast" if self.verb == "reduce" else "scatter"), 1
+            # Ranks that gave nothing hold no gradient, so they could not take part in a second one.
+            return replace(self, verb="gather", gradient=False), 1
+        if self.verb == "reduce" and self.gradient:
+            return replace(self, verb="broadcast"), 1
         if self.verb in ("reduce", "gather"):
             raise UnsupportedError(
-                f"{self.verb} has no gradient: its result is on rank {self.root} alone, and the other ranks could not "
-                f"take part in its backward; use all_{self.verb}, whose gradient is defined on every rank"
+                f"{self.verb} has no gradient, nor has that of scatter: the result is on rank {self.root} alone, and "
+                f"the other ranks could not take part in its backward; use all_{self.verb} or broadcast, whose "
+                "gradients are defined on every rank"
             )
         raise UnsupportedError(
             f"{self.verb} with op {self.op!r} has no gradient; those of 'sum' and 'avg' are defined. "
@@ -124,10 +126,13 @@ class Call:
         )
 
 
-def _memory_of(tensor: Tensor) -> Tensor:
+def in_memory(tensor: Tensor) -> Tensor:
     """Return `tensor` with its elements in memory one after another as they are, no conjugation left to be done."""
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
+    if tensor.numel() < 2 and tensor.ndim and tensor.stride(-1) != 1:
+        # Contiguous to torch, but it does not view such a tensor as bytes.
+        return tensor.clone(memory_format=torch.contiguous_format)
     return tensor.contiguous()
 
 

@@ -20,7 +20,7 @@ Plan = Mapping[str, ParallelStyle | Placement | Mapping[str, Placement]]
 
 
 @overload
-def place(value: torch.Tensor, mesh: DeviceMesh, **placements: Placement) -> DTensor: ...
+def place(value: torch.Tensor, mesh: DeviceMesh, plan: None = None, **placements: Placement) -> DTensor: ...
 @overload
 def place(value: Module, mesh: DeviceMesh, plan: Plan) -> Module: ...
 def place(
@@ -133,8 +133,9 @@ def _place_module(module: nn.Module, mesh: DeviceMesh, plan: Plan) -> None:
         old = tensors[name]
         # A tensor that two submodules share is placed once, and stays shared.
         if id(old) not in placed:
-            new = distribute_tensor(old.detach(), mesh, placements)
-            placed[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+            laid_out = distribute_tensor(old.detach(), mesh, placements)
+            is_parameter = isinstance(old, nn.Parameter)
+            placed[id(old)] = nn.Parameter(laid_out, old.requires_grad) if is_parameter else laid_out
         owner_name, _, leaf = name.rpartition(".")
         owner, new = module.get_submodule(owner_name), placed[id(old)]
         if isinstance(new, nn.Parameter):

@@ -11,7 +11,7 @@ import torch
 from devices import _packing
 from devices._backend import Pending
 from devices._compiled import apply_compiled, compiled_recv, compiled_send
-from devices._flat import Call, differentiable
+from devices._flat import Call, differentiable, in_memory
 from devices._groups import GroupLike, compiled_group, verbs_over
 from devices._packing import Tensor, Tensors
 from devices._work import Together, Work
@@ -264,7 +264,7 @@ class Verb:
             for job in self._jobs:
                 compiled_send(job.given, dst, tag, self._group_name)
             return None
-        pendings = [self.verbs.send(job.given.contiguous(), dst, tag, async_op=async_op) for job in self._jobs]
+        pendings = [self.verbs.send(in_memory(job.given), dst, tag, async_op=async_op) for job in self._jobs]
         return Work(Together(pendings), lambda: None) if async_op else None
 
     def recv(self, src: int, tag: int, out: Tensors | None, async_op: bool) -> Any:
@@ -279,7 +279,7 @@ class Verb:
         pendings, flats = [], []
         for job in self._jobs:
             into = None if targets is None else _flat_target(job, targets)
-            flat = torch.empty_like(job.given, requires_grad=False) if into is None else into
+            flat = job.given.new_empty(job.given.numel()) if into is None else into
             pendings.append(self.verbs.recv(flat, src, tag, async_op=async_op))
             flats.append(flat)
 
@@ -371,5 +371,7 @@ def _flat_target(job: _Job, targets: Sequence[Tensor]) -> Tensor | None:
         return None
     if target.untyped_storage().data_ptr() == job.given.untyped_storage().data_ptr():
         is_itself = target.data_ptr() == job.given.data_ptr() and job.call.verb in ("all_reduce", "broadcast")
-        return target.view(-1) if is_itself else None
-    return target.view(-1)
+        if not is_itself:
+            return None
+    flat = target.view(-1)
+    return flat if flat.stride(0) == 1 else None

@@ -34,12 +34,10 @@ def run(title: str, out: Path, command: list[str], options: list[str], **variabl
 
 
 def draw(path: Path, curves: dict[str, list[float]], differences: list[float]) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot it draws by Agg, and needs no display
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (above, below) = pyplot.subplots(2, sharex=True, height_ratios=[3, 1], layout="constrained")
+    figure = Figure(layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     for (title, losses), style in zip(curves.items(), ("-", "--"), strict=True):
         above.plot(range(1, len(losses) + 1), losses, style, label=title)
     above.set(ylabel="loss (nats per byte)")

@@ -101,7 +101,7 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, VOCABULARY, bias=False)
         nn.init.normal_(self.embedding.weight, std=0.1)
-        for block in self.blocks:  # a block starts by passing on what it gets
+        for block in self.blocks:  # at first, a block adds nothing to what it gets
             nn.init.zeros_(block.attention.out.weight)
             nn.init.zeros_(block.mlp.down.weight)
 
@@ -113,10 +113,9 @@ def read_text() -> tuple[Tensor, Tensor]:
     """Return the text to train on and the held-out text, which is every tenth file, as bytes."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     held_out = files[::10]
-    return tuple(  # type: ignore[return-value]
-        torch.frombuffer(bytearray(b"\n".join(file.read_bytes() for file in part)), dtype=torch.uint8)
-        for part in ([file for file in files if file not in held_out], held_out)
-    )
+    del files[::10]
+    text, held_out_text = (bytearray(b"\n".join(file.read_bytes() for file in part)) for part in (files, held_out))
+    return torch.frombuffer(text, dtype=torch.uint8), torch.frombuffer(held_out_text, dtype=torch.uint8)
 
 
 class Batches:
@@ -174,14 +173,9 @@ def sample(model: GPT, prompt: str, length: int, context: int, seed: int, device
     tokens = torch.tensor(list(prompt.encode()), device=device)
     for _ in range(length):
         logits = model(tokens[None, -context:])[0, -1]
-        drawn = torch.multinomial((logits.cpu() / 0.7).softmax(-1), 1, generator=generator)
+        drawn = torch.multinomial((logits.cpu() / 0.8).softmax(-1), 1, generator=generator)
         tokens = torch.cat([tokens, devices.broadcast(drawn.to(device), src=0)])
     return bytes(tokens.tolist()).decode(errors="replace")
-
-
-def checkpoints(folder: Path) -> dict[int, Path]:
-    """Return the complete checkpoints in `folder` by step, the oldest first."""
-    return {int(path.name.removeprefix("step-")): path for path in sorted(folder.glob("step-*"))}
 
 
 def save(folder: Path, model: GPT, optimizer: Optimizer, losses: list[float], rank: int) -> None:
@@ -195,7 +189,7 @@ def save(folder: Path, model: GPT, optimizer: Optimizer, losses: list[float], ra
     if rank == 0:
         (unfinished / "losses.json").write_text(json.dumps(losses))
         unfinished.rename(folder / f"step-{len(losses):06}")
-        for old in list(checkpoints(folder).values())[:-2]:
+        for old in sorted(folder.glob("step-*"))[:-2]:
             shutil.rmtree(old)
 
 
@@ -211,25 +205,24 @@ def resume(path: Path, model: GPT, optimizer: Optimizer) -> list[float]:
 
 
 def where_to_resume(options: argparse.Namespace, device: torch.device) -> Path | None:
-    """Return the checkpoint to start from, the same on every rank, or None to start afresh."""
-    found = checkpoints(options.checkpoint) if options.checkpoint else {}
-    newest = int(devices.broadcast(torch.tensor(max(found, default=0), device=device), src=0))
+    """Return the checkpoint to start from, or None to start afresh."""
+    saved = options.checkpoint.glob("step-*") if options.checkpoint else ()
+    newest = max((int(path.name.removeprefix("step-")) for path in saved), default=0)
+    # Ranks may see a shared folder at different times; rank 0's view counts.
+    newest = int(devices.broadcast(torch.tensor(newest, device=device), src=0))
     if options.resume == "auto":
-        return found[newest] if newest else None
-    start = Path(options.resume) if options.resume else None
+        return options.checkpoint / f"step-{newest:06}" if newest else None
     if newest:
-        # A later restart would take the newest of them, which this run may not have written.
+        # A later --resume auto would take the newest of them, which this run may not have written.
         raise SystemExit(f"{options.checkpoint} holds checkpoints: add --resume auto, or name another folder")
-    return start
+    return Path(options.resume) if options.resume else None
 
 
 def draw(path: Path, losses: list[float]) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot it draws by Agg, and needs no display
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots()
+    figure = Figure()
+    axes = figure.subplots()
     axes.plot(range(1, len(losses) + 1), losses)
     axes.set(xlabel="step", ylabel="loss (nats per byte)")
     figure.savefig(path)
@@ -244,7 +237,7 @@ def parse() -> argparse.Namespace:
     add("--layers", type=int, default=2)
     add("--width", type=int, default=128)
     add("--heads", type=int, default=4)
-    add("--learning-rate", type=float, default=3e-3)
+    add("--learning-rate", type=float, default=5e-3)
     add("--dtype", choices=["float32", "float64"], default="float32")
     add("--seed", type=int, default=0)
     add("--dp", type=int, default=-1, help="data parallel ranks (-1: all that tp leaves)")
@@ -271,11 +264,10 @@ def train(world: devices.World, options: argparse.Namespace) -> None:
     model = GPT(options.layers, options.width, options.heads)
     model.to(world.device, getattr(torch, options.dtype))
     devices.place(model, mesh["tp"], PLAN)
-    # torch's fused update takes a list of DTensors or a list of plain tensors, not a mixture.
+    # Two groups, because torch updates a list of DTensors or a list of plain tensors at once, not a mixture.
     placed = [p for p in model.parameters() if isinstance(p, DTensor)]
-    whole = [p for p in model.parameters() if not isinstance(p, DTensor)]
-    groups = [{"params": placed}, {"params": whole, "weight_decay": 0.0}]
-    optimizer = AdamW(groups, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
+    norms = [p for p in model.parameters() if not isinstance(p, DTensor)]
+    optimizer = AdamW([{"params": placed}, {"params": norms, "weight_decay": 0.0}], weight_decay=0.1, fused=True)
 
     losses: list[float] = []
     if start := where_to_resume(options, world.device):
@@ -292,7 +284,7 @@ def train(world: devices.World, options: argparse.Namespace) -> None:
             losses.append(train_step(model, optimizer, *batches(step), mesh))
             bar.update(per_step)
             bar.set_postfix(step=step + 1, loss=f"{losses[-1]:.4f}", refresh=False)
-            if options.checkpoint and len(losses) % options.save_every == 0:
+            if options.checkpoint and (len(losses) % options.save_every == 0 or len(losses) == options.steps):
                 save(options.checkpoint, model, optimizer, losses, world.rank)
 
     held = Batches(held_out, options.batch, options.context, options.seed, mesh, world.device)
@@ -313,12 +305,10 @@ def main() -> None:
     options = parse()
     if options.process_group == "gloo":
         dist.init_process_group("gloo")  # devices.init() then adopts it
-    try:
-        with devices.init() as world:
-            train(world, options)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    with devices.init() as world:
+        train(world, options)
+    if options.process_group == "gloo":
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

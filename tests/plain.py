@@ -43,7 +43,8 @@ def make(rank: int, shape: Sequence[int], dtype: torch.dtype, seed: int = 0) -> 
 def same_bits(found: Tensor, expected: Tensor) -> bool:
     if found.dtype != expected.dtype or found.shape != expected.shape:
         return False
-    return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (found, expected)))
+    return torch.equal(*(tensor.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
+                         for tensor in (found, expected)))  # fmt: skip
 
 
 def reduced(op: str, xs: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_registry import BAD_PROBES, BROKEN, with_probe
-from throwaway_plugins import GOOD_HOOK, PREAMBLE, Site
+from throwaway_plugins import Site
 
 import devices
 from devices import _doctor_view
@@ -84,7 +84,6 @@ def test_doctor_fails_when_the_cpu_backend_is_not_there(site: Site) -> None:
 
 
 def test_doctor_shows_the_switches_that_are_set_and_what_auto_then_means(site: Site) -> None:
-    site.add("toy", PREAMBLE + GOOD_HOOK)
     status, report = site.doctor(DEVICES_BACKEND="cpu", TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert status == 0
     assert {switch["name"] for switch in report["switches"]} == {"DEVICES_BACKEND", "TORCH_DEVICE_BACKEND_AUTOLOAD"}

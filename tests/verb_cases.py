@@ -114,7 +114,7 @@ def reductions(tried: Tried, where: Where) -> None:
 
 def bits(tried: Tried, where: Where) -> None:
     """Reductions of numbers that round, whose results must be of the same bits everywhere."""
-    group, rank, size = where
+    group, rank, _ = where
     for op, dtype in (
         ("sum", torch.float32), ("avg", torch.float64), ("sum", torch.bfloat16), ("prod", torch.complex64),
     ):  # fmt: skip

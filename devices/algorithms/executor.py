@@ -40,7 +40,7 @@ def run(schedule: Schedule, rank: int, exchange: Exchange, chunks: Layout, op: s
                 _copy(chunks[action.source], chunks[action.target], op if action.reduce else None)
                 continue
             tensor = chunks[action.chunk]
-            if False:
+            if not tensor.numel():
                 continue
             if isinstance(action, Send):
                 sends.append(Message(tensor.view(torch.uint8), action.peer, COLLECTIVE_TAG))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import torch
 
@@ -74,6 +74,9 @@ class Verbs:
         # The pairs of op and dtype that all_reduce needs to do nothing for, and those that it hands on as they are.
         self._alone: frozenset[tuple[str, torch.dtype]] = frozenset()
         self._direct: frozenset[tuple[str, torch.dtype]] = frozenset()
+        # What the communicator has of its own.
+        self._own: frozenset[str] = frozenset()
+        self._carriers: dict[tuple[str, torch.dtype], Carrier | None] = {}
         if self._size == 1:
             self._alone = MEANINGFUL
             return
@@ -120,6 +123,10 @@ class Verbs:
     ) -> Pending:
         """Fill `output` with every rank's `input`, in rank order."""
         verb = "all_gather"
+        is_plain = counts is None and output.dtype == input.dtype and verb in self._own
+        if is_plain and 0 < output.numel() == self._size * input.numel():
+            # The common case, at the least cost.
+            return self._hand_on(verb, self._on.communicator.all_gather, (_bytes(output), _bytes(input)), async_op)
         self._require_open(verb)
         sizes, is_even = self._sizes(verb, counts, input.numel())
         self._require_size(verb, "input", input, sizes[self._rank])
@@ -131,7 +138,7 @@ class Verbs:
             return DONE
         args = _bytes(output), _bytes(input)
         if is_even and verb in self._own:
-            return self._native(verb, lambda: (self._on.communicator.all_gather(*args), None), async_op)
+            return self._hand_on(verb, self._on.communicator.all_gather, args, async_op)
         return self._move(verb, (*args, _scaled(sizes, output)), async_op)
 
     def reduce_scatter(
@@ -186,7 +193,7 @@ class Verbs:
             return _copy(input, output)
         args = (_bytes(output), _bytes(input), _scaled(received, output), _scaled(sent, input))
         if verb in self._own:
-            return self._native(verb, lambda: (self._on.communicator.all_to_all(*args), None), async_op)
+            return self._hand_on(verb, self._on.communicator.all_to_all, args, async_op)
         return self._move(verb, args, async_op)
 
     def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> Pending:
@@ -198,7 +205,7 @@ class Verbs:
             return DONE
         data = _bytes(tensor)
         if verb in self._own:
-            return self._native(verb, lambda: (self._on.communicator.broadcast(data, src), None), async_op)
+            return self._hand_on(verb, self._on.communicator.broadcast, (data, src), async_op)
         return self._move(verb, (data, src), async_op)
 
     def reduce(self, tensor: Tensor, dst: int, op: str = "sum", *, async_op: bool = False) -> Pending:
@@ -238,7 +245,7 @@ class Verbs:
             return DONE
         args = None if output is None else _bytes(output), _bytes(input), dst
         if is_even and verb in self._own:
-            return self._native(verb, lambda: (self._on.communicator.gather(*args), None), async_op)
+            return self._hand_on(verb, self._on.communicator.gather, args, async_op)
         return self._move(verb, (*args, _scaled(sizes, input)), async_op)
 
     def scatter(
@@ -265,7 +272,7 @@ class Verbs:
             return DONE
         args = _bytes(output), None if input is None else _bytes(input), src
         if is_even and verb in self._own:
-            return self._native(verb, lambda: (self._on.communicator.scatter(*args), None), async_op)
+            return self._hand_on(verb, self._on.communicator.scatter, args, async_op)
         return self._move(verb, (*args, _scaled(sizes, output)), async_op)
 
     def permute(
@@ -305,7 +312,7 @@ class Verbs:
         if self._size == 1:
             return DONE
         if "barrier" in self._own:
-            return self._native("barrier", lambda: (self._on.communicator.barrier(), None), async_op)
+            return self._hand_on("barrier", self._on.communicator.barrier, (), async_op)
         return self._move("barrier", (), async_op)
 
     def send(self, tensor: Tensor, dst: int, tag: int = 0, *, async_op: bool = False) -> Pending:
@@ -351,6 +358,7 @@ class Verbs:
             return
         self._is_closed = True
         self._alone = self._direct = frozenset()
+        self._own = frozenset()
         if self._worker is not None:
             self._worker.close()
         if self._communicator is not None:
@@ -366,8 +374,23 @@ class Verbs:
     def _is_busy(self) -> bool:
         return self._worker is not None and self._worker.is_busy
 
+    def _hand_on(self, verb: str, start: Callable[..., Pending], args: tuple[Any, ...], async_op: bool) -> Pending:
+        """Run a verb of the communicator's own that needs nothing before or after."""
+        if self._worker is not None and self._worker.is_busy:
+            return self._enqueue(verb, lambda: _wait(start(*args)), async_op)
+        try:
+            pending = start(*args)
+            if async_op:
+                return _Started(self, verb, pending, None)
+            pending.wait()
+        except DevicesError:
+            raise
+        except Exception as error:
+            raise self._failure(verb, error) from error
+        return DONE
+
     def _native(self, verb: str, start: Callable[[], _Start], async_op: bool) -> Pending:
-        """Run a verb of the communicator's own: directly, or behind what is queued."""
+        """Run a reduction of the communicator's own: directly, or behind what is queued."""
         if self._is_busy():
 
             def run() -> None:
@@ -454,7 +477,12 @@ class Verbs:
     # How reductions run.
 
     def _native_carrier(self, verb: str, op: str, dtype: torch.dtype) -> Carrier | None:
-        return native_carrier(self._on, op, dtype) if verb in self._own else None
+        if verb not in self._own:
+            return None
+        pair = op, dtype
+        if pair not in self._carriers:
+            self._carriers[pair] = native_carrier(self._on, op, dtype)
+        return self._carriers[pair]
 
     def _reduce_carried(self, carrier: Carrier, tensor: Tensor, dst: int | None = None) -> _Start:
         """Start the communicator's own all_reduce or, to `dst`, reduce."""
@@ -598,6 +626,10 @@ class _StartedFrom:
 
     def source(self) -> int:
         return self._pending.source()
+
+
+def _wait(pending: Pending) -> None:
+    pending.wait()
 
 
 def _bytes(tensor: Tensor) -> Tensor:

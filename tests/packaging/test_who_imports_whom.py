@@ -22,6 +22,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_flat",
         "_groups",
         "_mesh",
+        "_monitored_barrier",
         "_open",
         "_packing",
         "_placement",
