@@ -88,5 +88,5 @@ def compiled_barrier(on: Tensor, group: str) -> None:
 compiled_send.register_fake(lambda given, dst, tag, group: None)
 compiled_recv.register_fake(lambda like, src, tag, group: torch.empty_like(like))
 compiled_barrier.register_fake(lambda on, group: None)
-for _op in ("devices::send", "devices::recv", "devices::barrier"):
+for _op in ("devices::call", "devices::send", "devices::recv", "devices::barrier"):
     _torch.order_effects_of(_op)

@@ -37,8 +37,10 @@ def weighted_mean(
     scaled = [tensor.to(_accumulation(tensor.dtype)) * weight for tensor in asked.tensors]
     needs_gradient = any(tensor.requires_grad for tensor in scaled)
     targets = None if out is None else asked.whole(op="avg").check_out(out, needs_gradient=needs_gradient)
-    widest = max(scaled, key=Tensor.element_size)
-    own = torch.full((), float(weight), dtype=widest.dtype, device=widest.device)
+    widest = scaled[0].dtype
+    for tensor in scaled[1:]:
+        widest = torch.promote_types(widest, tensor.dtype)
+    own = torch.full((), float(weight), dtype=widest, device=scaled[0].device)
     started = Verb("all_reduce", [*scaled, own], group).whole(op="sum").run(None, async_op)
 
     def finish(sums: list[Tensor]) -> Any:

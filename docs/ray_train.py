@@ -1,7 +1,7 @@
 """Fit a line on Ray Train's workers: Ray opens the process group "devices", and each worker adopts it.
 
-    pip install "ray[train]"
-    python docs/ray_train.py --workers 2
+pip install "ray[train]"
+python docs/ray_train.py --workers 2
 """
 
 from __future__ import annotations

@@ -267,7 +267,8 @@ def train(world: devices.World, options: argparse.Namespace) -> None:
     # Two groups, because torch updates a list of DTensors or a list of plain tensors at once, not a mixture.
     placed = [p for p in model.parameters() if isinstance(p, DTensor)]
     norms = [p for p in model.parameters() if not isinstance(p, DTensor)]
-    optimizer = AdamW([{"params": placed}, {"params": norms, "weight_decay": 0.0}], weight_decay=0.1, fused=True)
+    groups = [{"params": placed, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
+    optimizer = AdamW(groups, betas=(0.9, 0.99), foreach=True)
 
     losses: list[float] = []
     if start := where_to_resume(options, world.device):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,3 +62,30 @@ def _blocks(document: Path) -> Iterator[Block]:
         introduced = re.match(r"`([\w.]+)`[:;]", said)
         yield Block(document, number, language, "\n".join(text) + "\n", introduced[1] if introduced else None)
         said = ""
+
+
+def environment_of(folder: Path, first: Path | None = None) -> dict[str, str]:
+    """Return a shell's variables: `python` and `torchrun` are those of the Python that runs the tests, or of `first`.
+
+    Args:
+        folder: where the two commands are put.
+        first: the `bin` of another environment.
+    """
+    commands = folder / "bin"
+    commands.mkdir()
+    python = first / "python" if first else sys.executable
+    for name, module in (("python", ""), ("torchrun", "-m torch.distributed.run ")):
+        (commands / name).write_text(f'#!/bin/sh\nexec {python} {module}"$@"\n')
+        (commands / name).chmod(0o755)
+    # A launcher or a switch that the tests themselves run under must not be taken for that of the block.
+    ours = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_", "GLOO_", "SLURM_", "DEVICES_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    path = [str(commands), *([str(first)] if first else []), os.environ["PATH"]]
+    # Nothing is fetched: what an installation needs is here.
+    offline = {
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+        "PIP_NO_DEPS": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    return {**inherited, **offline, "PATH": ":".join(path), "OMP_NUM_THREADS": "1"}

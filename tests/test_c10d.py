@@ -64,7 +64,8 @@ def all_reduce(group: Any, async_op: bool) -> Any:
 def all_reduce_of_a_parameter(group: Any, async_op: bool) -> Any:
     parameter = torch.nn.Parameter(values(3))
     done(dist.all_reduce(parameter, group=group, async_op=async_op))
-    assert parameter.requires_grad and parameter.is_leaf
+    assert parameter.requires_grad
+    assert parameter.is_leaf
     return parameter.detach()
 
 
@@ -412,7 +413,9 @@ def starts_alone() -> None:
         assert [result.tolist() for result in future.wait()] == [tensor.tolist()]
         assert tensor.unique().tolist() == [2.0]
         work.wait()
-        assert work.is_completed() and work.is_success() and work.exception() is None
+        assert work.is_completed()
+        assert work.is_success()
+        assert work.exception() is None
         assert torch.equal(work.result()[0], tensor)
     dist.destroy_process_group()
 
@@ -565,7 +568,8 @@ def alone() -> None:
         dist.all_reduce(tensor)
         dist.all_reduce(tensor, dist.ReduceOp.AVG)
         work = dist.all_reduce(tensor, async_op=True)
-        assert work.wait() and work.get_future().value()[0] is tensor
+        assert work.wait()
+        assert work.get_future().value()[0] is tensor
         gathered = [torch.zeros(2)]
         dist.all_gather(gathered, tensor)
         assert gathered[0].tolist() == tensor.tolist() == [float(round)] * 2

@@ -255,9 +255,7 @@ def test_a_device_mesh_has_a_group_for_each_axis() -> None:
 
 def ours_for_one_axis() -> None:
     dist.init_process_group("gloo")
-    mesh = init_device_mesh(
-        "cpu", (1, 2), mesh_dim_names=("dp", "tp"), backend_override={"tp": "devices"}
-    )
+    mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"), backend_override={"tp": "devices"})
     assert dist.get_backend(mesh.get_group("tp")) == "devices"
     assert dist.get_backend(mesh.get_group("dp")) == "gloo"
     x = distribute_tensor(torch.arange(4.0), mesh["tp"], [Shard(0)])

@@ -509,7 +509,7 @@ def weighted(tried: Tried, where: Where) -> None:
 
 def grad_modes(tried: Tried, where: Where) -> None:
     """A node of a graph is made when, and only when, a gradient is needed."""
-    group, rank, size = where
+    group, _, size = where
     x = torch.ones(size, requires_grad=True)
     tried.exact(devices.all_reduce(torch.ones(size), group).grad_fn, None, "no gradient needed")
     tried.exact(devices.all_reduce(x, group).requires_grad, True, "a gradient needed")

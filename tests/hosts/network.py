@@ -6,10 +6,12 @@ Files and processors are shared; the network is not: one reaches the other by th
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ exec ip netns exec "$namespace" "$@"
 """
 
 
+@functools.cache
 def missing() -> str | None:
     """Return the right or the tool that is missing here for two hosts, or None."""
     for tool, package in (("ip", "iproute2"), ("unshare", "util-linux")):
@@ -35,7 +38,7 @@ def missing() -> str | None:
     if os.geteuid() != 0:
         return "needs root, to make network namespaces"
     try:
-        with TwoHosts(("one", "two"), ("", ""), Path("/tmp")) as hosts:
+        with tempfile.TemporaryDirectory() as folder, TwoHosts(("one", "two"), ("", ""), Path(folder)) as hosts:
             process = hosts.start(0, ["true"], Path("/"))
             if process.wait(10) == 0:
                 return None

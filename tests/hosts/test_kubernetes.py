@@ -1,7 +1,7 @@
 """docs/kubernetes.yaml, each of its pods being a host: there is no Kubernetes here, its part is played as documented.
 
 What it gives a pod of an Indexed Job: the host name "<job>-<index>", the variable JOB_COMPLETION_INDEX, its own full
-name in /etc/hosts, and, by the headless Service, "<job>-<index>.<subdomain>" for each pod in the name service.
+name in /etc/hosts, and, by the headless Service, "<job>-<index>.<subdomain>", short and full, in the name service.
 """
 
 from __future__ import annotations
@@ -41,11 +41,10 @@ def test_the_pods_of_the_job_run_the_quickstart_together(manifests: dict[str, di
     pod = spec["template"]["spec"]
     [container] = pod["containers"]
     pods = [f"{manifests['Job']['metadata']['name']}-{index}" for index in range(2)]
-    service_names = "".join(f"{ADDRESSES[at]} {name}.{pod['subdomain']}\n" for at, name in enumerate(pods))
-    etc_hosts = [
-        f"{ADDRESSES[at]} {name}.{pod['subdomain']}.default.svc.cluster.local {name}\n{service_names}"
-        for at, name in enumerate(pods)
-    ]
+    domains = (f"{pod['subdomain']}.default.svc.cluster.local", pod["subdomain"])
+    own = [f"{ADDRESSES[at]} {name}.{domains[0]} {name}\n" for at, name in enumerate(pods)]
+    service = "".join(f"{ADDRESSES[at]} {name}.{domain}\n" for domain in domains for at, name in enumerate(pods))
+    etc_hosts = [name + service for name in own]
     # The image's part: `torchrun` and the installed package.
     (tmp_path / "torchrun").write_text(f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n')
     (tmp_path / "torchrun").chmod(0o755)
@@ -56,6 +55,6 @@ def test_the_pods_of_the_job_run_the_quickstart_together(manifests: dict[str, di
         for at in range(2):
             hosts.start(at, container["command"], ROOT, {**image, **given, "JOB_COMPLETION_INDEX": str(at)})
         first, second = hosts.finish(100)
-    assert "4 ranks met at train-0.devices:" in first
+    assert "rank 0 of 4 on cpu: 4 ranks met at train-0.devices." in first
     assert "ranks, gathered                                [0.0, 1.0, 2.0, 3.0]     as expected" in first
     assert "as expected" not in second

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ranks
 from doc_blocks import ROOT, Block, blocks
 from network import ADDRESSES, TwoHosts, missing
 
 pytestmark = pytest.mark.slow
 
-SMALL = "--steps 6 --layers 1 --width 32 --heads 2 --context 32 --batch 8 --sample 4 --save-every 1 --dtype float64".split()
+SMALL = [
+    "--steps",
+    "6",
+    "--layers",
+    "1",
+    "--width",
+    "32",
+    "--heads",
+    "2",
+    "--context",
+    "32",
+    "--batch",
+    "8",
+    "--sample",
+    "4",
+    "--save-every",
+    "1",
+    "--dtype",
+    "float64",
+]
 NAMED = tuple(f"{ADDRESSES[0]} host-a\n{ADDRESSES[1]} host-b\n" for _ in range(2))
 # As Debian's installer writes it: the host's own name leads to an address that is nobody else's.
 OWN_LOOPBACK = ("127.0.1.1 host-a\n", "127.0.1.1 host-b\n")
@@ -55,6 +75,11 @@ def rank_processes(hosts: TwoHosts, at: int) -> Iterator[tuple[int, int]]:
             yield int(found[0].removeprefix("RANK=")), process_id
 
 
+def _train(out: Path) -> None:
+    sys.argv = ["train_gpt.py", "--tp", "2", *SMALL, "--out", str(out)]
+    runpy.run_path(str(ROOT / "examples" / "train_gpt.py"), run_name="__main__")
+
+
 def test_training_on_two_hosts_with_a_rank_that_dies_gives_the_losses_of_one_host(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -74,9 +99,7 @@ def test_training_on_two_hosts_with_a_rank_that_dies_gives_the_losses_of_one_hos
     two = json.loads((tmp_path / "out-0" / "losses.json").read_text())
     assert not (tmp_path / "out-1").exists(), "rank 0, which writes, is on the first host"
 
-    one_host = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
-    program = ["examples/train_gpt.py", "--tp", "2", *SMALL, "--out", str(tmp_path / "one")]
-    subprocess.run([*one_host, *program], cwd=ROOT, env=environment, check=True, timeout=100, capture_output=True)
+    ranks.run(4, _train, tmp_path / "one", timeout=100)
     one = json.loads((tmp_path / "one" / "losses.json").read_text())
     assert len(one["losses"]) == 6
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-12)
@@ -84,7 +107,9 @@ def test_training_on_two_hosts_with_a_rank_that_dies_gives_the_losses_of_one_hos
     assert two["sample"] == one["sample"]
 
 
-def test_hosts_whose_own_names_lead_nowhere_meet_as_the_readme_says(environment: dict[str, str], tmp_path: Path) -> None:
+def test_hosts_whose_own_names_lead_nowhere_meet_as_the_readme_says(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     with TwoHosts(("host-a", "host-b"), OWN_LOOPBACK, tmp_path) as hosts:
         for at, block in enumerate(commands()[1:]):
             hosts.start(at, ["bash", "-euc", block.text], ROOT, environment)

@@ -24,12 +24,33 @@ from pathlib import Path
 from typing import Any
 
 # A process group's methods that communicate.
-VERBS = """
-    _allgather_base _reduce_scatter_base all_gather_single all_gather_single_coalesced all_to_all_single allgather
-    allgather_coalesced allgather_into_tensor_coalesced allreduce allreduce_coalesced alltoall alltoall_base barrier
-    broadcast gather monitored_barrier recv recv_anysource reduce reduce_scatter reduce_scatter_single
-    reduce_scatter_single_coalesced reduce_scatter_tensor_coalesced scatter send
-""".split()
+VERBS = [
+    "_allgather_base",
+    "_reduce_scatter_base",
+    "all_gather_single",
+    "all_gather_single_coalesced",
+    "all_to_all_single",
+    "allgather",
+    "allgather_coalesced",
+    "allgather_into_tensor_coalesced",
+    "allreduce",
+    "allreduce_coalesced",
+    "alltoall",
+    "alltoall_base",
+    "barrier",
+    "broadcast",
+    "gather",
+    "monitored_barrier",
+    "recv",
+    "recv_anysource",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_single",
+    "reduce_scatter_single_coalesced",
+    "reduce_scatter_tensor_coalesced",
+    "scatter",
+    "send",
+]
 
 SECONDS_PER_TEST = 120
 

@@ -1,0 +1,112 @@
+"""Every block of the README and of docs/ runs, those of documents that bring files of their own elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from doc_blocks import DOCUMENTS, ROOT, Block, blocks, environment_of
+
+pytestmark = pytest.mark.slow
+
+BLOCKS = [block for document in DOCUMENTS for block in blocks(document) if document.name != "backend.md"]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+COMMANDS = [block for block in BLOCKS if block.language == "bash"]
+
+# What marks a block of commands that is not run here, and the test that runs it.
+ELSEWHERE = {
+    "make ": "tests/docs/test_readme.py",  # whether make would run something; CI runs the targets themselves
+    "--nnodes": "tests/hosts/test_two_hosts.py",
+    "kubectl": "tests/hosts/test_kubernetes.py",
+    "sbatch": "tests/docs/test_slurm.py",
+    "docs/ray_train.py": "tests/docs/test_ray_train.py",
+}
+
+
+def elsewhere(block: Block) -> list[str]:
+    return [test for mark, test in ELSEWHERE.items() if mark in block.text]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_a_python_block_runs_as_it_stands(block: Block, tmp_path: Path) -> None:
+    program = tmp_path / "block.py"
+    program.write_text(block.text)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={block.ranks}"]
+    command = [sys.executable, *(launcher if block.ranks > 1 else []), str(program)]
+    run(command, tmp_path, environment_of(tmp_path))
+
+
+def test_every_block_is_run_by_some_test() -> None:
+    assert len(PYTHON) >= 7
+    assert {block.language for block in BLOCKS} == {"python", "bash"}
+    for block in COMMANDS:
+        assert len(set(elsewhere(block))) <= 1, f"{block} needs to be split"
+    for mark, test in ELSEWHERE.items():
+        assert any(mark in block.text for block in COMMANDS), f"no block holds {mark!r}"
+        assert (ROOT / test).exists()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, for commands that write."""
+    copy = tmp_path_factory.mktemp("checkout") / "devices"
+    left_out = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "out", "build", "dist")
+    return Path(shutil.copytree(ROOT, copy, ignore=left_out))
+
+
+def test_the_commands_run_as_they_stand(checkout: Path, tmp_path: Path) -> None:
+    here = [block for block in COMMANDS if not elsewhere(block)]
+    assert here[0].text.startswith("pip install .")
+    environment = environment_of(tmp_path, empty_environment(tmp_path / "venv"))
+    printed = [run(["bash", "-euxc", block.text], checkout, environment) for block in here]
+    assert "auto   cpu: the best that is present" in printed[0]
+    installed = subprocess.run(
+        [tmp_path / "venv" / "bin" / "python", "-c", "import devices; print(devices.__file__)"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert installed.stdout.startswith(str(tmp_path / "venv")), "what ran was not what was installed"
+
+
+@pytest.mark.parametrize("target", re.findall(r"make ([\w-]+)", "".join(block.text for block in COMMANDS)))
+def test_make_has_the_target_and_something_to_run(target: str) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs the command 'make', which is not installed")
+    told = run(["make", "-n", target], ROOT, os.environ)
+    assert "python" in told
+
+
+def test_every_file_that_a_document_links_to_exists() -> None:
+    links = [
+        (document, link)
+        for document in DOCUMENTS
+        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text())
+        if "://" not in link
+    ]
+    assert len(links) > 5
+    assert [f"{document.name}: {link}" for document, link in links if not (document.parent / link).exists()] == []
+
+
+def empty_environment(folder: Path) -> Path:
+    """Return the `bin` of a new environment that has what this Python has, `devices` alone left to be installed."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
+    [site] = folder.glob("lib/python*/site-packages")
+    # A folder that a .pth file names is searched last, and the .pth files in it are not read: no editable install.
+    (site / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n")
+    (folder / "bin" / "pip").write_text(f'#!/bin/sh\nexec {folder}/bin/python -m pip "$@"\n')
+    (folder / "bin" / "pip").chmod(0o755)
+    return folder / "bin"
+
+
+def run(command: list[str], cwd: Path, environment: Mapping[str, str]) -> str:
+    """Run a command and return what it printed; it must end well."""
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, text=True, timeout=120, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
