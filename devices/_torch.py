@@ -8,14 +8,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
-
-if TYPE_CHECKING:
-    from torch.distributed.distributed_c10d import ReduceOp
 
 AllreduceOptions = c10d.AllreduceOptions
 AllgatherOptions = c10d.AllgatherOptions
@@ -27,7 +24,7 @@ ReduceOptions = c10d.ReduceOptions
 ReduceScatterOptions = c10d.ReduceScatterOptions
 ScatterOptions = c10d.ScatterOptions
 
-PREMUL_SUM = c10d.ReduceOp.RedOpType.PREMUL_SUM
+PREMUL_SUM: Any = c10d.ReduceOp.RedOpType.PREMUL_SUM  # type: ignore[attr-defined]  # not in the stubs
 
 _TO_TORCH = {
     "sum": dist.ReduceOp.SUM,
@@ -42,7 +39,7 @@ _TO_TORCH = {
 _FROM_TORCH = {op: name for name, op in _TO_TORCH.items()}
 
 
-def reduce_op(name: str) -> ReduceOp:
+def reduce_op(name: str) -> Any:
     """Return torch's reduce op of that name."""
     return _TO_TORCH[name]
 

@@ -64,7 +64,7 @@ print("devices._c10d" in sys.modules, "pluggy" in sys.modules)
 
 
 def test_an_entry_point_that_fails_leaves_torch_importable_and_keeps_its_error() -> None:
-    # A torch that refuses us is made by a module that breaks its register_backend as soon as torch.distributed is there.
+    # A torch that refuses us is made by a module that breaks its register_backend once torch.distributed is there.
     program = """
 import builtins
 original = builtins.__import__

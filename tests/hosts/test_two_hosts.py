@@ -51,7 +51,7 @@ def _two_hosts_can_be_made() -> None:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A shell's variables, `torchrun` being that of the Python which runs the tests, under whatever name it was installed."""
+    """A shell's variables, `torchrun` being that of the Python which runs the tests."""
     (tmp_path / "bin").mkdir()
     torchrun = tmp_path / "bin" / "torchrun"
     torchrun.write_text(f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n')

@@ -38,8 +38,10 @@ SECONDS_PER_RUN = 900
 # What a group cannot pass: the test, what it then says, and why.
 BY_NAME = (
     "monitored_barrier is only implemented for GLOO backend",
-    ("torch.distributed.monitored_barrier refuses every backend that is not named gloo; our group's own method "
-    "monitored_barrier is judged by test_monitored_barrier_gloo_rank_0_timeout"),
+    (
+        "torch.distributed.monitored_barrier refuses every backend that is not named gloo; our group's own method "
+        "monitored_barrier is judged by test_monitored_barrier_gloo_rank_0_timeout"
+    ),
 )
 EQUAL_SIZES = ("ProcessGroupGloo::alltoall: invalid tensor size", "gloo's alltoall takes tensors of one size only")
 LISTED = {
@@ -102,9 +104,11 @@ def table(group: str, ranks: int) -> str:
     calls = sum((Counter(record["calls"]) for record in records.values()), Counter[str]())
     lines = [
         "",
-        (f"{group} on {ranks} ranks: {len(records)} tests, {len(names(records, 'passed'))} passed, of which "
-        f"{len(reached(records))} reached the group, {len(names(records, 'failed'))} failed, "
-        f"{len(names(records, 'skipped'))} skipped"),
+        (
+            f"{group} on {ranks} ranks: {len(records)} tests, {len(names(records, 'passed'))} passed, of which "
+            f"{len(reached(records))} reached the group, {len(names(records, 'failed'))} failed, "
+            f"{len(names(records, 'skipped'))} skipped"
+        ),
         "  calls: " + ", ".join(f"{verb} {count}" for verb, count in calls.most_common()),
     ]
     reasons: dict[str, list[str]] = {}
