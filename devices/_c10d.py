@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from devices import _registry, _torch
 from devices._backend import Group
-from devices._c10d_work import DONE, PendingWork, Started
+from devices._c10d_work import DONE, DoneWork, PendingWork, Started
 from devices._monitored_barrier import monitored_barrier
 from devices._open import my_device, open_verbs
 from devices._store import Store
@@ -403,6 +403,9 @@ class DevicesGroup(dist.ProcessGroup):
     start_coalescing = _start_coalescing
     end_coalescing = _end_coalescing
 
+
+for _kind in (DevicesGroup, DoneWork, PendingWork):
+    _torch.hide_from_compiler(_kind)
 
 _SUM = dist.ReduceOp.SUM
 _SUMMED = frozenset(dtype for op, dtype in MEANINGFUL if op == "sum")

@@ -21,10 +21,7 @@ Started = tuple[Pending, Callable[[], object] | None]
 
 @final
 class DoneWork(dist.Work):
-    """A work that was done when it was made; `done_work` makes one."""
-
-    # Without an __init__ of its own, which would cost as much as the rest of a call in a world of one.
-    _tensors: Any = ()
+    """A work that was done when it was made."""
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         return True
@@ -42,19 +39,12 @@ class DoneWork(dist.Work):
         pass
 
     def result(self) -> Any:
-        return self._tensors
+        return []
 
     def get_future(self) -> torch.futures.Future[Any]:
         future: torch.futures.Future[Any] = torch.futures.Future()
-        future.set_result(self._tensors)
+        future.set_result([])
         return future
-
-
-def done_work(tensors: Any) -> DoneWork:
-    """Return a work that is done and has `tensors` as its result."""
-    work = DoneWork()
-    work._tensors = tensors
-    return work
 
 
 DONE = DoneWork()

@@ -1,4 +1,4 @@
-"""Every private name of torch that `devices` uses, in one place. Tried on torch 2.11 to 2.13 (CPU) and documented as such.
+"""Every private name of torch that `devices` uses, in one place; tried on torch 2.13, written for 2.11 and later too.
 
 When a new torch moves one of these, this is the only file to mend.
 """
@@ -106,6 +106,19 @@ def refuse_object_collectives(is_ours: Callable[[Any], bool], refusal: Callable[
         for module in (c10d, dist):
             if hasattr(module, name):
                 setattr(module, name, guarded)
+
+
+def hide_from_compiler(kind: type) -> None:
+    """Keep torch.compile from tracing the methods of `kind`, and all that they call.
+
+    It would where torch's C++ calls them while a compiled program runs, as DDP's reducer does. The decorator for
+    that, `torch.compiler.disable`, imports the compiler, which takes a second, and costs each call something.
+    """
+    frames = torch._C._dynamo.eval_frame
+    skip = frames._FrameAction.SKIP
+    for method in vars(kind).values():
+        if inspect.isfunction(method):
+            frames.set_code_exec_strategy(method.__code__, frames._FrameExecStrategy(skip, skip))
 
 
 def order_effects_of(op: Any) -> None:

@@ -267,7 +267,7 @@ def refusals() -> list[str]:
         for verb in (devices.all_reduce, devices.broadcast, devices.all_gather):
             said.append(_said(ArgumentError, lambda verb=verb: verb(x, out=torch.empty(2 * size))))
         if size > 1:
-            said.append(_said(ArgumentError, lambda: devices.send(x, dst=(world.rank + 1) % size)))
+            said.append(_said(ArgumentError, lambda: devices.send(x, dst=(world.rank + 1) % size)))  # noqa: PERF401
         scattered = devices.scatter(x if world.rank == 0 else None)
         if world.rank == 0:
             (gradient,) = torch.autograd.grad((scattered**2).sum(), x, create_graph=True)
