@@ -27,7 +27,7 @@ def compiled_call(
     group: str,
 ) -> Tensor:
     """Run a call in a compiled graph, where the group goes by its name and `pairs` are flattened."""
-    call = Call(verb, op, root, tuple(counts), tuple(sent), tuple(zip(pairs[::2], pairs[1::2], strict=True)))
+    call = _call(verb, op, root, counts, sent, pairs)
     verbs = verbs_over(_torch.resolve_group(group), given)
     _, result = call.start(verbs, given, None, async_op=False)
     return result.contiguous()
@@ -39,9 +39,16 @@ def _(given: Tensor, verb: str, op: str, root: int, counts: Sequence[int], sent:
     return given.new_empty(Call(verb, counts=tuple(counts)).numel(given.numel(), rank))
 
 
+def _call(verb: str, op: str, root: int, counts: Sequence[int], sent: Sequence[int], pairs: Sequence[int]) -> Call:
+    # A graph has no gradients of gradients, so the reduce and the gather that are refused one need no telling from
+    # those that carry another verb's gradient.
+    ends = tuple(zip(pairs[::2], pairs[1::2], strict=True))
+    return Call(verb, op, root, tuple(counts), tuple(sent), ends, gradient=False)
+
+
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, verb, op, root, counts, sent, pairs, ctx.rank, ctx.group = inputs
-    ctx.call = Call(verb, op, root, tuple(counts), tuple(sent), tuple(zip(pairs[::2], pairs[1::2], strict=True)))
+    ctx.call = _call(verb, op, root, counts, sent, pairs)
 
 
 def _compiled_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -60,9 +67,6 @@ def apply_compiled(call: Call, given: Tensor, rank: int, group: str) -> Tensor:
         given, call.verb, call.op, call.root, list(call.counts), list(call.sent), flat_pairs, rank, group
     )
     return result
-
-
-# What only sends or waits has no result that a graph could depend on: kept alive and in order as an effect.
 
 
 @torch.library.custom_op("devices::send", mutates_args=())
@@ -88,5 +92,6 @@ def compiled_barrier(on: Tensor, group: str) -> None:
 compiled_send.register_fake(lambda given, dst, tag, group: None)
 compiled_recv.register_fake(lambda like, src, tag, group: torch.empty_like(like))
 compiled_barrier.register_fake(lambda on, group: None)
+# All take part in a verb, also the ranks that make no use of its result: nothing may be dropped or change places.
 for _op in ("devices::call", "devices::send", "devices::recv", "devices::barrier"):
     _torch.order_effects_of(_op)

@@ -265,9 +265,9 @@ def refusals() -> list[str]:
             if world.rank == size - 1:
                 said.append(_said(UnsupportedError, result.sum().backward))
         for verb in (devices.all_reduce, devices.broadcast, devices.all_gather):
-            said.append(_said(ArgumentError, lambda verb=verb: verb(x, out=torch.empty(2 * size))))
+            said.append(_said(ArgumentError, lambda verb=verb: verb(x, out=torch.empty(2 * size))))  # noqa: PERF401
         if size > 1:
-            said.append(_said(ArgumentError, lambda: devices.send(x, dst=(world.rank + 1) % size)))  # noqa: PERF401
+            said.append(_said(ArgumentError, lambda: devices.send(x, dst=(world.rank + 1) % size)))
         scattered = devices.scatter(x if world.rank == 0 else None)
         if world.rank == 0:
             (gradient,) = torch.autograd.grad((scattered**2).sum(), x, create_graph=True)
