@@ -15,7 +15,7 @@ from devices._flat import Call, differentiable, in_memory
 from devices._groups import GroupLike, compiled_group, verbs_over
 from devices._packing import Tensor, Tensors
 from devices._work import Together, Work
-from devices.algorithms.arithmetic import check_reduction
+from devices.algorithms.arithmetic import MEANINGFUL, check_reduction
 from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.errors import ArgumentError, DevicesError, UnsupportedError
 
@@ -210,7 +210,10 @@ class Verb:
         return list(found.values())
 
     def _check_op(self, dtype: torch.dtype, call: dict[str, Any]) -> None:
-        if "op" in call:
+        if "op" in call and (call["op"], dtype) not in MEANINGFUL:
+            if self._compiling:
+                # What else is said, Dynamo does not trace.
+                raise self.error(f"op {call['op']!r} is not known, or has no meaning on {dtype}")
             try:
                 check_reduction(call["op"], dtype)
             except DevicesError as error:

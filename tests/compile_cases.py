@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh
-from verb_cases import TIMEOUT, Tried, open_world
+from verb_cases import TIMEOUT, Tried
 
 import devices
 
@@ -51,6 +50,9 @@ WITHOUT_GRADIENT: dict[str, Verb] = {
 }
 
 
+NAMES = (*WITH_GRADIENT, *WITHOUT_GRADIENT)
+
+
 def _or(found: Tensor | None, other: Tensor) -> Tensor:
     return other if found is None else found
 
@@ -81,26 +83,28 @@ def _agree(tried: Tried, verb: Verb, backend: str, group: Any, with_gradient: bo
         tried.close(*gradients, what, "gradient")
 
 
-def compile_all(transport: str, backend: str, names: tuple[str, ...]) -> Found:
-    """Return, for each verb of `names` and each kind of group, how many results were compared and which differ."""
-    open_world(transport)
-    mesh = _axis()
+def compile_all(backend: str, names: tuple[str, ...], every_group: bool) -> Found:
+    """Return, for each verb of `names`, how many results were compared and which differ.
+
+    Args:
+        backend: torch.compile's.
+        names: of verbs.
+        every_group: whether to try each verb over each kind of group, or one kind after another by turns.
+    """
     found = {}
-    for name in names:
-        tried = Tried()
-        verb = WITH_GRADIENT.get(name) or WITHOUT_GRADIENT[name]
-        for kind, group in (("the world", None), ("a mesh axis", mesh), ("a process group", dist.group.WORLD)):
-            _agree(tried, verb, backend, group, name in WITH_GRADIENT, f"{name} over {kind}")
-        found[name] = tried.count, tried.wrong
-    dist.destroy_process_group()
+    with devices.init(timeout=TIMEOUT) as world:
+        axis = world.mesh({"dp": 1, "tp": -1})["tp"]
+        kinds = [("the world", None), ("a mesh axis", axis), ("a process group", dist.group.WORLD)]
+        for turn, name in enumerate(names):
+            tried = Tried()
+            verb = WITH_GRADIENT.get(name) or WITHOUT_GRADIENT[name]
+            for kind, group in kinds if every_group else kinds[turn % 3 : turn % 3 + 1]:
+                _agree(tried, verb, backend, group, name in WITH_GRADIENT, f"{name} over {kind}")
+            found[name] = tried.count, tried.wrong
     return found
 
 
-def _axis() -> DeviceMesh:
-    return dist.device_mesh.init_device_mesh("cpu", (1, dist.get_world_size()), mesh_dim_names=("dp", "tp"))["tp"]
-
-
-def messages_compiled(backend: str) -> tuple[int, list[str]]:
+def messages_compiled(backend: str) -> Found:
     """Send around the ring from within a graph."""
     with devices.init(timeout=TIMEOUT) as world:
         tried, rank, size = Tried(), world.rank, world.size
@@ -115,10 +119,10 @@ def messages_compiled(backend: str) -> tuple[int, list[str]]:
             return found
 
         tried.close(around(torch.zeros(3)), torch.full((3,), float(rank or size)), "around the ring")
-        return tried.count, tried.wrong
+    return {"send and recv": (tried.count, tried.wrong)}
 
 
-def another_group(backend: str) -> tuple[int, list[str]]:
+def another_group(backend: str) -> Found:
     """Call one compiled function over one group after another, and over a second world."""
     tried = Tried()
 
@@ -144,10 +148,10 @@ def another_group(backend: str) -> tuple[int, list[str]]:
                     tried.exact(compiled(x, group), scale(x, group), "all_reduce over", name)
             x = torch.tensor([world.rank])
             tried.exact(compiled_over_world(x), torch.arange(world.size), "all_gather over the world")
-    return tried.count, tried.wrong
+    return {"one group after another": (tried.count, tried.wrong)}
 
 
-def shapes_compiled(backend: str) -> tuple[int, list[str]]:
+def shapes_compiled(backend: str) -> Found:
     """Call one compiled function with one size after another: the second lets torch take sizes for variables."""
     with devices.init(timeout=TIMEOUT) as world:
         tried = Tried()
@@ -161,7 +165,15 @@ def shapes_compiled(backend: str) -> tuple[int, list[str]]:
             for length in (2, 4, 6, 10):
                 x = torch.randn(3, length, dtype=torch.float64) + world.rank
                 tried.close(compiled(x), verb(x), name, length)
-        return tried.count, tried.wrong
+    return {"one size after another": (tried.count, tried.wrong)}
+
+
+def everything(backend: str) -> tuple[Found, list[str]]:
+    """Return what was compared, and what is said about what is not compiled."""
+    found = compile_all(backend, NAMES, every_group=False)
+    for part in (messages_compiled, another_group, shapes_compiled):
+        found |= part(backend)
+    return found, refusals(backend)
 
 
 def refusals(backend: str) -> list[str]:
@@ -184,9 +196,10 @@ def refusals(backend: str) -> list[str]:
             x = torch.ones(2, requires_grad=True)
             compiled = torch.compile(lambda x, op=op: devices.all_reduce(x, op=op), fullgraph=True, backend=backend)
             said.append(_said(lambda _, x=x, compiled=compiled: compiled(x).sum().backward()))
-        x = torch.ones(2, requires_grad=True)
-        compiled = torch.compile(lambda x: devices.reduce(x), fullgraph=True, backend=backend)
-        said.append(_said(lambda _: compiled(x).sum().backward()))
+        if world.rank == 0:
+            # Refused before anything is sent, so no other rank need take part.
+            compiled = torch.compile(lambda x: devices.reduce(x), fullgraph=True, backend=backend)
+            said.append(_said(lambda _: compiled(torch.ones(2, requires_grad=True)).sum().backward()))
     return said
 
 

@@ -79,7 +79,7 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
 # Data parallel.
 
 
-def sent_as_bfloat16(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def sent_as_bfloat16(_, bucket):  # type: ignore[no-untyped-def] - torch refuses annotations that are strings
     # By another name than torch's own, which it refuses where there is no NCCL.
     return bf16_compress_hook(None, bucket)
 
