@@ -46,24 +46,27 @@ def process_group(group: GroupLike) -> dist.ProcessGroup:
 
 
 def _without_group(mesh: DeviceMesh) -> DevicesError:
-    if mesh.ndim != 1:
-        axes = mesh.mesh_dim_names
-        which = f"mesh[{axes[-1]!r}]" if axes else "one axis of a mesh with names"
-        return MeshError(
-            f"a verb acts along one mesh axis, but this mesh has {mesh.ndim} ({', '.join(axes or ()) or 'unnamed'}); "
-            f"pass {which}, or no group for the whole world"
-        )
     if not dist.is_initialized():
         return WorldError(f"the world of {mesh} is closed; open one by devices.init() and make the mesh anew")
-    return WorldError(f"rank {dist.get_rank()} of {dist.get_world_size()} has no open group for {mesh}")
+    if mesh.ndim == 1:
+        return WorldError(f"{_who()}: this rank has no open group for {mesh}")
+    axes = mesh.mesh_dim_names
+    which = f"mesh[{axes[-1]!r}]" if axes else "one axis of a mesh with names"
+    return MeshError(
+        f"{_who()}: a verb acts along one mesh axis, but this mesh has {mesh.ndim} "
+        f"({', '.join(axes or ()) or 'unnamed'}); pass {which}, or no group for the whole world"
+    )
 
 
 def _no_group(group: object) -> DevicesError:
-    if group == dist.GroupMember.NON_GROUP_MEMBER:
-        return WorldError(
-            f"rank {dist.get_rank()} of {dist.get_world_size()} is not in the group that the verb was called over"
-        )
-    return ArgumentError(f"a verb is called over a mesh axis, a process group or None, got {type(group).__name__}")
+    if isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
+        return WorldError(f"{_who()} is not in the group that the verb was called over")
+    what = f"a verb is called over a mesh axis, a process group or None, got {type(group).__name__}"
+    return ArgumentError(f"{_who()}: {what}" if dist.is_initialized() else what)
+
+
+def _who() -> str:
+    return f"rank {dist.get_rank()} of {dist.get_world_size()}"
 
 
 def verbs_over(group: GroupLike, like: torch.Tensor) -> Verbs:

@@ -16,7 +16,7 @@ Tensors = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Rebuild = Callable[[Sequence[Any]], Any]
 
 
-def unwrap(value: Tensors, verb: str) -> tuple[list[Tensor], Rebuild]:
+def unwrap(value: Tensors) -> tuple[list[Tensor], Rebuild]:
     """Return the tensors of `value`, and what puts as many results into the same kind of container.
 
     A dict's tensors come in the order of its keys' names, so that ranks may have filled theirs in any order.
@@ -25,7 +25,7 @@ def unwrap(value: Tensors, verb: str) -> tuple[list[Tensor], Rebuild]:
         return [value], lambda results: results[0]
     if isinstance(value, Mapping):
         given, keys = list(value), sorted(value, key=str)
-        tensors = _checked([value[key] for key in keys], verb)
+        tensors = _checked([value[key] for key in keys])
 
         def rebuild(results: Sequence[Any]) -> dict[str, Any]:
             by_key = dict(zip(keys, results, strict=True))
@@ -33,14 +33,14 @@ def unwrap(value: Tensors, verb: str) -> tuple[list[Tensor], Rebuild]:
 
         return tensors, rebuild
     if isinstance(value, (list, tuple)):
-        return _checked(list(value), verb), tuple if isinstance(value, tuple) else list
-    raise ArgumentError(f"{verb} takes a tensor, or a list, tuple or dict of tensors, got {type(value).__name__}")
+        return _checked(list(value)), tuple if isinstance(value, tuple) else list
+    raise ArgumentError(f"takes a tensor, or a list, tuple or dict of tensors, got {type(value).__name__}")
 
 
-def _checked(tensors: list[Any], verb: str) -> list[Tensor]:
+def _checked(tensors: list[Any]) -> list[Tensor]:
     for place, tensor in enumerate(tensors):
         if not isinstance(tensor, Tensor):
-            raise ArgumentError(f"{verb}: item {place} is not a tensor but of type {type(tensor).__name__}")
+            raise ArgumentError(f"item {place} is not a tensor but of type {type(tensor).__name__}")
     return tensors
 
 

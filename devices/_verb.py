@@ -12,7 +12,7 @@ from devices import _packing
 from devices._backend import Pending
 from devices._compiled import apply_compiled, compiled_recv, compiled_send
 from devices._flat import Call, differentiable, in_memory
-from devices._groups import GroupLike, compiled_group, verbs_over
+from devices._groups import GroupLike, compiled_group, process_group, verbs_over
 from devices._packing import Tensor, Tensors
 from devices._work import Together, Work
 from devices.algorithms.arithmetic import MEANINGFUL, check_reduction
@@ -57,16 +57,21 @@ class Verb:
 
     def __init__(self, name: str, x: Tensors, group: GroupLike) -> None:
         self.name = name
-        self.tensors, self.rebuild = _packing.unwrap(x, name)
-        if not self.tensors:
-            raise ArgumentError(f"{name}: the {type(x).__name__} of tensors is empty")
         self._compiling = torch.compiler.is_compiling()
         if self._compiling:
             self._group_name, self.rank, self.size = compiled_group(group)
         else:
+            group = process_group(group)
+            self.rank, self.size = group.rank(), group.size()
+        try:
+            self.tensors, self.rebuild = _packing.unwrap(x)
+        except ArgumentError as error:
+            raise self.error(error) from None
+        if not self.tensors:
+            raise self.error(f"the {type(x).__name__} of tensors is empty")
+        if not self._compiling:
             self._check_tensors()
             self.verbs = verbs_over(group, self.tensors[0])
-            self.rank, self.size = self.verbs.group.rank, self.verbs.group.size
         self._jobs: list[_Job] = []
 
     def error(self, text: object, kind: type[DevicesError] = ArgumentError) -> DevicesError:
@@ -77,16 +82,14 @@ class Verb:
         kind = self.tensors[0].device.type
         for tensor in self.tensors:
             if tensor.device.type != kind:
-                raise ArgumentError(
-                    f"{self.name}: the tensors lie on {kind} and on {tensor.device.type}; move them to one device"
-                )
+                raise self.error(f"the tensors lie on {kind} and on {tensor.device.type}; move them to one device")
             if hasattr(tensor, "placements"):
-                raise ArgumentError(
-                    f"{self.name}: a DTensor was given; pass x.to_local() for this rank's part, or let "
-                    "x.redistribute() or x.full_tensor() move the whole"
+                raise self.error(
+                    "a DTensor was given; pass x.to_local() for this rank's part, or let x.redistribute() or "
+                    "x.full_tensor() move the whole"
                 )
             if tensor.layout is not torch.strided:
-                raise ArgumentError(f"{self.name}: a tensor of layout {tensor.layout} was given; pass x.to_dense()")
+                raise self.error(f"a tensor of layout {tensor.layout} was given; pass x.to_dense()")
 
     def check_rank(self, which: str, rank: int) -> int:
         """Return `rank`, the value of the keyword `which`, if the group has it."""
@@ -333,7 +336,10 @@ class Verb:
             raise self.error("out= was given, but the input requires grad; leave out= away, or detach() the input")
         if not here:
             return None
-        targets, _ = _packing.unwrap(out, f"{self.name}'s out=")
+        try:
+            targets, _ = _packing.unwrap(out)
+        except ArgumentError as error:
+            raise self.error(f"out=: {error}") from None
         if len(targets) != len(self.tensors):
             raise self.error(f"out= holds {len(targets)} tensors, the input {len(self.tensors)}")
         for job in self._jobs:

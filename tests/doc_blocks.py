@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,3 +90,23 @@ def environment_of(folder: Path, first: Path | None = None) -> dict[str, str]:
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
     return {**inherited, **offline, "PATH": ":".join(path), "OMP_NUM_THREADS": "1"}
+
+
+def empty_environment(folder: Path) -> Path:
+    """Return the `bin` of a new environment that has what this Python has, `devices` alone left to be installed."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
+    [site] = folder.glob("lib/python*/site-packages")
+    # A folder that a .pth file names is searched last, and the .pth files in it are not read: no editable install.
+    (site / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n")
+    (folder / "bin" / "pip").write_text(f'#!/bin/sh\nexec {folder}/bin/python -m pip "$@"\n')
+    (folder / "bin" / "pip").chmod(0o755)
+    return folder / "bin"
+
+
+def run(command: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> str:
+    """Run a command and return what it printed; it must end well."""
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, text=True, timeout=120, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -75,7 +77,7 @@ def _outputs(size: int) -> list[Bad]:
         (
             lambda: devices.all_reduce(REAL, out=torch.empty(4).double()),
             ArgumentError,
-            "out= is of shape (4,), torch.f",
+            "out= is of shape (4,)",
         ),
         (lambda: devices.all_reduce(REAL, out=torch.empty(4, device="meta")), ArgumentError, "torch.float32 on meta"),
         (lambda: devices.all_reduce(REAL, out=needs_gradient), ArgumentError, "out= requires grad"),
@@ -83,13 +85,13 @@ def _outputs(size: int) -> list[Bad]:
         (
             lambda: devices.all_reduce(REAL, out=[torch.empty(4)] * 2),
             ArgumentError,
-            "out= holds 2 tensors, the input 1",
+            "out= holds 2 tensors",
         ),
         (lambda: devices.broadcast(REAL, out=torch.empty(1).expand(4)), ArgumentError, "out= is expanded"),
         (
             lambda: devices.all_reduce(REAL, op="avg", weight=1, out=torch.empty(3)),
             ArgumentError,
-            "out= is of shape (3",
+            "out= is of shape",
         ),
     ]
 
@@ -116,12 +118,9 @@ def _inputs(world: devices.World) -> list[Bad]:
 
 def _said(bad: Bad) -> str:
     function, kind, part = bad
-    try:
+    with pytest.raises(kind, match=re.escape(part)) as error:
         function()
-    except kind as error:
-        assert part in str(error), f"{part!r} is not in {str(error)!r}"
-        return str(error)
-    raise AssertionError(f"no {kind.__name__} was raised where {part!r} was expected")
+    return str(error.value)
 
 
 def _alone_on_rank_0() -> tuple[int, list[str]]:
@@ -130,10 +129,8 @@ def _alone_on_rank_0() -> tuple[int, list[str]]:
         said = []
         inputs = _inputs(world)
         if world.rank == 0:
-            named = [*_reductions(), *_ranks_and_sizes(world.size), *_outputs(world.size)]
-            said = [_said(bad) for bad in named]
-            for bad in inputs:
-                _said(bad)
+            bad = [*_reductions(), *_ranks_and_sizes(world.size), *_outputs(world.size), *inputs]
+            said = [_said(one) for one in bad]
         devices.barrier()
         assert devices.all_reduce(torch.ones(1)).item() == world.size
         return len(said), [one for one in said if f"rank 0 of {world.size}" not in one]
@@ -206,7 +203,7 @@ def test_a_verb_over_a_closed_world_says_that_it_is_closed() -> None:
     for verb in (devices.all_reduce, devices.all_gather):
         with pytest.raises(WorldError, match="is closed; open one by"):
             verb(REAL, axis)
-        with pytest.raises(WorldError, match="rank 0 of 1 .* closed"):
+        with pytest.raises(WorldError, match=r"rank 0 of 1 .* closed"):
             verb(REAL, group)
 
 
@@ -224,8 +221,8 @@ def test_a_verb_over_a_destroyed_group_of_torchs_own_says_so() -> None:
 def _late() -> str:
     with devices.init(timeout=1.5) as world:
         if world.rank == 1:
-            # Waits on the store, not in a verb, so that it is there and yet does not come.
-            dist.group.WORLD.get_group_store().wait(["done"])  # type: ignore[union-attr]
+            # It waits on the store, not in a verb: it is there and yet does not come.
+            dist.group.WORLD.get_group_store().wait(["done"], timedelta(seconds=20))  # type: ignore[union-attr]
             return ""
         with pytest.raises(CollectiveError) as error:
             devices.all_reduce(torch.ones(1))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
-import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from doc_blocks import DOCUMENTS, ROOT, Block, blocks, environment_of
+import ranks
+from doc_blocks import DOCUMENTS, ROOT, Block, blocks, empty_environment, environment_of, run
 
 pytestmark = pytest.mark.slow
 
@@ -37,9 +37,17 @@ def elsewhere(block: Block) -> list[str]:
 def test_a_python_block_runs_as_it_stands(block: Block, tmp_path: Path) -> None:
     program = tmp_path / "block.py"
     program.write_text(block.text)
+    if block.ranks > 1 and "import devices" in block.text:
+        # Ranks that have torch loaded when they start, and torchrun's variables.
+        ranks.run(block.ranks, _run, program)
+        return
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={block.ranks}"]
     command = [sys.executable, *(launcher if block.ranks > 1 else []), str(program)]
     run(command, tmp_path, environment_of(tmp_path))
+
+
+def _run(program: Path) -> None:
+    runpy.run_path(str(program), run_name="__main__")
 
 
 def test_every_block_is_run_by_some_test() -> None:
@@ -66,18 +74,15 @@ def test_the_commands_run_as_they_stand(checkout: Path, tmp_path: Path) -> None:
     environment = environment_of(tmp_path, empty_environment(tmp_path / "venv"))
     printed = [run(["bash", "-euxc", block.text], checkout, environment) for block in here]
     assert "auto   cpu: the best that is present" in printed[0]
-    installed = subprocess.run(
-        [tmp_path / "venv" / "bin" / "python", "-c", "import devices; print(devices.__file__)"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert installed.stdout.startswith(str(tmp_path / "venv")), "what ran was not what was installed"
+    installed = run(["python", "-c", "import devices; print(devices.__file__)"], tmp_path, environment)
+    assert installed.startswith(str(tmp_path / "venv")), "what ran was not what was installed"
 
 
 @pytest.mark.parametrize("target", re.findall(r"make ([\w-]+)", "".join(block.text for block in COMMANDS)))
 def test_make_has_the_target_and_something_to_run(target: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("needs the command 'make', which is not installed")
-    told = run(["make", "-n", target], ROOT, os.environ)
+    told = run(["make", "-n", target], ROOT, dict(os.environ))
     assert "python" in told
 
 
@@ -90,23 +95,3 @@ def test_every_file_that_a_document_links_to_exists() -> None:
     ]
     assert len(links) > 5
     assert [f"{document.name}: {link}" for document, link in links if not (document.parent / link).exists()] == []
-
-
-def empty_environment(folder: Path) -> Path:
-    """Return the `bin` of a new environment that has what this Python has, `devices` alone left to be installed."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
-    [site] = folder.glob("lib/python*/site-packages")
-    # A folder that a .pth file names is searched last, and the .pth files in it are not read: no editable install.
-    (site / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n")
-    (folder / "bin" / "pip").write_text(f'#!/bin/sh\nexec {folder}/bin/python -m pip "$@"\n')
-    (folder / "bin" / "pip").chmod(0o755)
-    return folder / "bin"
-
-
-def run(command: list[str], cwd: Path, environment: Mapping[str, str]) -> str:
-    """Run a command and return what it printed; it must end well."""
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, text=True, timeout=120, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
