@@ -1,8 +1,8 @@
 """docs/slurm.sh as the README submits it. Slurm itself is not here: its commands are stood in for.
 
 `sbatch`, `srun` and `scontrol` are small scripts that do what Slurm documents for such a job: `sbatch` runs the
-script with the variables of an allocation of as many nodes as the script's own #SBATCH lines ask for, `srun` starts one task for
-each node, and `scontrol show hostnames` lists the nodes. All nodes are this machine.
+script with the variables of an allocation of as many nodes as the script's own #SBATCH lines ask for, `srun` starts
+one task for each node, and `scontrol show hostnames` lists the nodes. All nodes are this machine.
 """
 
 from __future__ import annotations
