@@ -109,8 +109,8 @@ def _inputs(world: devices.World) -> list[Bad]:
         (lambda: devices.all_reduce(meta), ArgumentError, "the tensor is on 'meta'"),
         (lambda: devices.all_gather([REAL, meta]), ArgumentError, "the tensors lie on cpu and on meta"),
         (lambda: devices.all_reduce(REAL.to_sparse()), ArgumentError, "layout torch.sparse_coo"),
-        (lambda: devices.all_reduce([]), ArgumentError, "all_reduce: the list of tensors is empty"),
-        (lambda: devices.all_gather({}), ArgumentError, "all_gather: the dict of tensors is empty"),
+        (lambda: devices.all_reduce([]), ArgumentError, "the list of tensors is empty"),
+        (lambda: devices.all_gather({}), ArgumentError, "the dict of tensors is empty"),
         (lambda: devices.broadcast(3.0), ArgumentError, "takes a tensor, or a list, tuple or dict"),  # type: ignore[arg-type]
         (lambda: devices.broadcast([REAL, 1]), ArgumentError, "item 1 is not a tensor"),  # type: ignore[list-item]
     ]
