@@ -11,7 +11,7 @@
 
 set -euo pipefail
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 # Another job may have its meeting point on the same node.
 port=$((20000 + SLURM_JOB_ID % 10000))
 

@@ -141,7 +141,7 @@ def import_suite(group: str, ranks: int, decided_as: str) -> type[unittest.TestC
         def call_dist_op(self, title: str, is_async: bool, op: Any, *args: Any, **kwargs: Any) -> None:
             super().call_dist_op(title, is_async, op, *args, **kwargs)
             if self.all_reduced is not None:
-                self.assertEqual(args[0], torch.full_like(args[0], self.all_reduced))
+                self.assertEqual(args[0], torch.full_like(args[0], self.all_reduced))  # noqa: PT009
 
         def tearDown(self) -> None:
             directory = Path(os.environ["TEMP_DIR"])
