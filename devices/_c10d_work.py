@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from devices._backend import Pending
 from devices._work import Together, Work
+from devices.algorithms.concurrency import concurrency
 from devices.errors import CollectiveTimeoutError
 
 Started = tuple[Pending, Callable[[], object] | None]
@@ -110,7 +111,10 @@ class PendingWork(dist.Work):
     source_rank = _source_rank
 
     def get_future(self) -> torch.futures.Future[Any]:
-        """Return a future that a thread of its own completes, so that what is chained to it runs beside the caller."""
+        """Return a future that a thread of its own completes, so that what is chained to it runs beside the caller.
+
+        Where threads take turns it is complete already: torch's C++ waits for a future without giving its turn away.
+        """
         future: torch.futures.Future[Any] = torch.futures.Future()
 
         def settle() -> None:
@@ -121,7 +125,7 @@ class PendingWork(dist.Work):
             else:
                 future.set_result(result)
 
-        if self._work.is_completed():
+        if concurrency().is_cooperative or self._work.is_completed():
             settle()
         else:
             threading.Thread(target=settle, name="devices future", daemon=True).start()

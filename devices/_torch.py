@@ -5,9 +5,11 @@ When a new torch moves one of these, this is the only file to mend.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -45,8 +47,13 @@ def reduce_op(name: str) -> Any:
 
 
 def reduce_op_name(op: Any) -> str:
-    """Return our name of torch's reduce op; "premul" for a premultiplied sum, whose factor is `op.factor`."""
+    """Return our name of torch's reduce op; "premul" for a premultiplied sum."""
     return "premul" if getattr(op, "op", op) == PREMUL_SUM else _FROM_TORCH[getattr(op, "op", op)]
+
+
+def premul_factor(op: Any) -> Any:
+    """Return the factor of a premultiplied sum, which before torch 2.13 only its pickled form shows."""
+    return op.factor if hasattr(op, "factor") else op.__getstate__()[1]
 
 
 def flat_verbs(group: Any) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
@@ -114,11 +121,16 @@ def hide_from_compiler(kind: type) -> None:
     It would where torch's C++ calls them while a compiled program runs, as DDP's reducer does. The decorator for
     that, `torch.compiler.disable`, imports the compiler, which takes a second, and costs each call something.
     """
-    frames = torch._C._dynamo.eval_frame
-    skip = frames._FrameAction.SKIP
-    for method in vars(kind).values():
-        if inspect.isfunction(method):
+    frames: Any = torch._C._dynamo.eval_frame
+    for name, method in list(vars(kind).items()):
+        if not inspect.isfunction(method):
+            continue
+        if hasattr(frames, "set_code_exec_strategy"):
+            skip = frames._FrameAction.SKIP
             frames.set_code_exec_strategy(method.__code__, frames._FrameExecStrategy(skip, skip))
+        else:
+            # A torch without it: the decorator that imports the compiler with the first call.
+            setattr(kind, name, torch._disable_dynamo(method, recursive=True))
 
 
 def order_effects_of(op: Any) -> None:
@@ -131,3 +143,55 @@ def order_effects_of(op: Any) -> None:
 def autoload_is_off() -> bool:
     """Return whether torch was told not to load the `torch.backends` entry points by itself."""
     return not torch._is_device_backend_autoload_enabled()
+
+
+class _ThreadWorlds(type(c10d._world)):  # type: ignore[misc]
+    """torch's account of its process groups, one for each thread that asked for its own."""
+
+    def __init__(self, shared: Any) -> None:
+        self._shared = shared
+        self._here = threading.local()
+
+    def begin(self) -> None:
+        """Give this thread an account of its own, an empty one."""
+        self._here.world = {name: make() for name, make in _WORLD.items()}
+
+    def _read(self, name: str) -> Any:
+        world = getattr(self._here, "world", None)
+        return getattr(self._shared, name) if world is None else world[name]
+
+    def _write(self, name: str, value: Any) -> None:
+        world = getattr(self._here, "world", None)
+        if world is None:
+            setattr(self._shared, name, value)
+        else:
+            world[name] = value
+
+
+_WORLD: dict[str, Callable[[], Any]] = {
+    "default_pg": lambda: None,
+    "group_count": int,
+    "comms": list,
+    **dict.fromkeys(
+        ("pg_map", "pg_names", "pg_group_ranks", "pg_backend_config", "tags_to_pg", "pg_to_tag", "pg_coalesce_state"),
+        dict,
+    ),
+}
+for _name in _WORLD:
+    _read = functools.partial(lambda self, name: self._read(name), name=_name)
+    _write = functools.partial(lambda self, value, name: self._write(name, value), name=_name)
+    setattr(_ThreadWorlds, _name, property(_read, _write))
+
+
+@contextlib.contextmanager
+def thread_worlds() -> Iterator[Callable[[], None]]:
+    """Let each thread that calls what this yields have process groups of its own, from default group to names."""
+    before = c10d._world
+    worlds = c10d._world = _ThreadWorlds(before)
+    isolate: Callable[[bool], None] = torch._C._distributed_c10d._set_thread_isolation_mode  # type: ignore[attr-defined]
+    isolate(True)
+    try:
+        yield worlds.begin
+    finally:
+        isolate(False)
+        c10d._world = before

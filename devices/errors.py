@@ -10,8 +10,12 @@ DevicesError
 ├── PlacementError (ValueError)                 dims, axes or patterns that match nothing
 ├── ArgumentError (ValueError)                  a verb was given a shape, rank, op or size that cannot be right
 ├── DtypeError (TypeError)                      a dtype that the op has no meaning for
+├── RankFailedError (RuntimeError)              a rank in a process of its own raised, died or did not finish
 └── CollectiveError (RuntimeError)              a verb failed on its way: a peer died or left
-└── CollectiveTimeoutError (TimeoutError)   ... or did not come in time
+    ├── CollectiveTimeoutError (TimeoutError)   ... or did not come in time
+    ├── MismatchError (ValueError)              ... or made another call than its peers
+    ├── DeadlockError                           ... or waits for what no rank will do
+    └── RaceError                               ... or lost its tensor to a change on its way
 """
 
 from __future__ import annotations
@@ -60,12 +64,39 @@ class DtypeError(DevicesError, TypeError):
     """The reduce op has no meaning for that dtype."""
 
 
+class RankFailedError(DevicesError, RuntimeError):
+    """A rank in a process of its own raised, died or did not finish.
+
+    Args:
+        message: what happened, in full.
+        rank: which rank.
+        traceback: the traceback of what it raised, or the stacks that it had when its time was over, as text.
+    """
+
+    def __init__(self, message: str, rank: int = -1, traceback: str = "") -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.traceback = traceback
+
+
 class CollectiveError(DevicesError, RuntimeError):
     """A verb failed on its way; the message names the rank, the verb and the group."""
 
 
 class CollectiveTimeoutError(CollectiveError, TimeoutError):
     """A verb did not finish within the group's timeout."""
+
+
+class MismatchError(CollectiveError, ValueError):
+    """The ranks of a group made different calls as one collective; the message names ranks, field, values and lines."""
+
+
+class DeadlockError(CollectiveError):
+    """Every rank waits for another; the message says where each one waits, and for what."""
+
+
+class RaceError(CollectiveError):
+    """A tensor was changed while a verb that had been started, and not waited for, was reading it."""
 
 
 def did_you_mean(asked: str, known: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ MEANINGFUL: frozenset[tuple[str, torch.dtype]] = frozenset(
 """The pairs of op and dtype that have a meaning."""
 
 # What torch's own functions get right, and in the precision that we want.
-_LOCAL = frozenset(
+LOCAL = frozenset(
     [(op, dtype) for op in ("sum", "prod") for dtype in (*_REAL[2:], *_COMPLEX[1:], torch.uint8, *_SIGNED)]
     + [(op, dtype) for op in ("min", "max") for dtype in (*_REAL, torch.uint8, *_SIGNED)]
     + [(op, dtype) for op in _BITWISE for dtype in (torch.uint8, *_SIGNED)]
@@ -199,4 +199,4 @@ def carriers(op: str, dtype: torch.dtype) -> tuple[Carrier, ...]:
 @cache
 def local_carrier(op: str, dtype: torch.dtype) -> Carrier:
     """Return the way to a reduction that `combine` takes; `op` must have a meaning on `dtype`."""
-    return next(carrier for carrier in carriers(op, dtype) if (carrier.op, carrier.dtype) in _LOCAL)
+    return next(carrier for carrier in carriers(op, dtype) if (carrier.op, carrier.dtype) in LOCAL)

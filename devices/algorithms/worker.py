@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import final
 
 import torch
+
+from devices.algorithms.concurrency import Queue, concurrency
 
 
 @final
@@ -25,7 +27,7 @@ class Job:
         self._run: Callable[[], None] | None = run
         self._inference = torch.is_inference_mode_enabled()
         self._stream = None if device.type == "cpu" else torch.accelerator.current_stream(device)
-        self._done = threading.Event()
+        self._done = concurrency().event()
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -62,10 +64,10 @@ class Worker:
     """The thread, started at once; it ends with `close`, or when nobody refers to the worker any more."""
 
     def __init__(self, name: str) -> None:
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        threads = concurrency()
+        self._queue = threads.queue()
         self._unfinished = _Count()
-        self._thread = threading.Thread(target=_work, args=(self._queue, self._unfinished), name=name, daemon=True)
-        self._thread.start()
+        self._thread = threads.start(partial(_work, self._queue, self._unfinished), name)
         self._end = weakref.finalize(self, self._queue.put, None)
 
     @property
@@ -97,7 +99,8 @@ class _Count:
             self.value += difference
 
 
-def _work(jobs: queue.SimpleQueue[Job | None], unfinished: _Count) -> None:
+def _work(jobs: Queue, unfinished: _Count) -> None:
+    job: Job | None
     while (job := jobs.get()) is not None:
         job.run()
         # Before `finish`: whoever has waited for the last job finds the worker idle.

@@ -1,0 +1,109 @@
+"""Verbs on their way: each a generator that yields what it waits for, all of a rank driven together.
+
+A rank that waits for one of them drives the others too, so that none holds up a peer because its turn has not come.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from typing import final
+
+from devices.fabric.interface import Condition, Fabric
+from devices.fabric.mark import Mark
+
+Steps = Generator[Condition, None, None]
+"""A verb: it runs until it has to wait and yields for what."""
+
+
+@final
+class FabricWork:
+    """One verb of one rank. A `Pending`.
+
+    Args:
+        progress: what drives it.
+        fabric: what its conditions are about.
+        mark: which call it is.
+        steps: the verb.
+    """
+
+    def __init__(self, progress: Progress, fabric: Fabric, mark: Mark, steps: Steps) -> None:
+        self.fabric = fabric
+        self.mark = mark
+        self.condition: Condition | None = None
+        self._progress = progress
+        self._steps: Steps | None = steps
+        self._error: BaseException | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was through at the last look."""
+        return self._steps is None
+
+    def advance(self) -> bool:
+        """Run as far as it goes without waiting; return whether it is through."""
+        if self._steps is None:
+            return True
+        try:
+            while self.condition is None or self.fabric.holds(self.condition):
+                self.condition = next(self._steps)
+        except StopIteration:
+            self._steps = self.condition = None
+        except BaseException as error:
+            self._steps = self.condition = None
+            self._error = error
+        return self._steps is None
+
+    def wait(self) -> None:
+        self._progress.finish(self)
+        if self._error is not None:
+            raise self._error
+
+    def is_completed(self) -> bool:
+        return self._progress.poll(self)
+
+    def __str__(self) -> str:
+        return str(self.mark)
+
+
+@final
+class Progress:
+    """All verbs of one rank that are on their way."""
+
+    def __init__(self) -> None:
+        self._active: list[FabricWork] = []
+        # A thread of the rank's own may drive them beside the rank.
+        self._lock = threading.RLock()
+
+    def start(self, work: FabricWork) -> FabricWork:
+        """Run `work` as far as it goes at once."""
+        with self._lock:
+            if not work.advance():
+                self._active.append(work)
+        return work
+
+    def finish(self, work: FabricWork) -> None:
+        """Block until `work` is through."""
+        while not self._advance(work):
+            with self._lock:
+                awaited = [(each.fabric, each.condition) for each in self._active if each.condition is not None]
+            if awaited:
+                work.fabric.wait(awaited, work)
+
+    def finish_all(self) -> None:
+        """Block until nothing is on its way."""
+        while self._active:
+            self.finish(self._active[0])
+
+    def poll(self, work: FabricWork) -> bool:
+        """Return whether `work` is through; if not, let others go on before the last look."""
+        if self._advance(work):
+            return True
+        work.fabric.pause(work)
+        return self._advance(work)
+
+    def _advance(self, work: FabricWork) -> bool:
+        if not work.is_done:
+            with self._lock:
+                self._active = [each for each in self._active if not each.advance()]
+        return work.is_done

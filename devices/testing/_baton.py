@@ -1,0 +1,284 @@
+"""The baton: of all thread ranks, the one that holds it runs, until it waits for something that only others can do.
+
+Who gets it next is drawn from a seed, so a run can be repeated. When nobody can take it, no rank will ever go on:
+a deadlock is found at the moment at which it happens, not by a timeout.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+from collections.abc import Callable, Hashable, Iterable
+from types import FrameType
+from typing import Any, final
+
+from devices.testing._random_state import RandomState
+
+_POLLS = 1000
+"""How often a rank may look in vain, all others waiting, before that counts as waiting too."""
+
+
+class Released(BaseException):
+    """Ends a rank whose run is over; not an Exception, so that the program does not handle it."""
+
+
+@final
+class Task:
+    """A thread of a rank: the rank's own, or one that works for it.
+
+    Args:
+        rank: the rank that it belongs to.
+        is_helper: whether it works for its rank; a helper that waits for work stops nobody.
+    """
+
+    def __init__(self, rank: int, is_helper: bool) -> None:
+        self.rank = rank
+        self.is_helper = is_helper
+        self.thread: threading.Thread | None = None
+        self.waits_for: object = None
+        self.is_over = False
+        self.go = threading.Lock()
+        self.go.acquire()
+        self.listens: tuple[Hashable, ...] = ()
+        self.look: Callable[[], tuple[Hashable, ...]] = tuple
+        self.polls = 0
+
+
+@final
+class Baton:
+    """Who runs.
+
+    Args:
+        seed: decides who goes on where several can. 0 changes over only where a rank must wait; any other also
+            lets others go first at some of the calls of verbs.
+        is_free: let all run at once, as their threads may; nothing is then repeatable.
+        on_deadlock: called when nobody can go on; returns the error that ends the run.
+    """
+
+    def __init__(self, seed: int, *, is_free: bool = False) -> None:
+        self.is_free = is_free
+        self.seed = seed
+        self.on_deadlock: Callable[[], BaseException] = RuntimeError
+        self.error: BaseException | None = None
+        self.raised_by: Task | None = None
+        self.tasks: list[Task] = []
+        self.switches = 0
+        self._draw = random.Random(seed)
+        # Ranks that run at once share the process's generators, whatever is done.
+        self._states: dict[int, RandomState] | None = None if is_free else {}
+        self._ready: list[Task] = []
+        self._listeners: dict[Hashable, list[Task]] = {}
+        self._running = 0
+        # Guards all of the above; while only one rank runs nobody ever waits for it.
+        self._lock = threading.Lock()
+        self._here = threading.local()
+
+    # Life of a thread.
+
+    def start(self, rank: int, function: Callable[[], object], *, is_helper: bool = False) -> Task:
+        """Make a thread of `rank` that will run `function` when it gets the baton; `run` or a rank lets it begin."""
+        task = Task(rank, is_helper)
+
+        def body() -> None:
+            self._here.task = task
+            task.go.acquire()
+            try:
+                if self.error is None:
+                    self._enter(task)
+                    function()
+            except Released:
+                pass
+            except BaseException as error:
+                self.stop(error, task)
+            finally:
+                self._leave(task)
+
+        name = f"rank {rank}" + (" helper" if is_helper else "")
+        task.thread = threading.Thread(target=body, name=name, daemon=True)
+        if self._states is not None and rank not in self._states:
+            self._states[rank] = RandomState(rank)
+        with self._lock:
+            self.tasks.append(task)
+            if self.is_free and self._running:
+                self._make_ready(task)
+            else:
+                self._ready.append(task)
+        task.thread.start()
+        return task
+
+    def run(self) -> None:
+        """Let the ranks go."""
+        with self._lock:
+            self._hand_on()
+
+    def _leave(self, task: Task) -> None:
+        with self._lock:
+            task.is_over = True
+            self._keep(task)
+            self._running -= 1
+            self._wake(("over", id(task)))
+            self._hand_on()
+
+    @property
+    def task(self) -> Task | None:
+        """The task that this thread is; None if it is none of ours."""
+        return getattr(self._here, "task", None)
+
+    # Waiting.
+
+    def wait(self, look: Callable[[], tuple[Hashable, ...]], about: object) -> None:
+        """Give the baton away until `look` returns nothing; it returns what to listen for.
+
+        Raises:
+            Released: the run is over.
+        """
+        task = self._mine()
+        with self._lock:
+            self._check()
+            keys = look()
+            if not keys:
+                return
+            task.waits_for, task.look = about, look
+            self._listen(task, keys)
+            self._give_away(task)
+        self._sleep(task)
+        task.waits_for = None
+
+    def pause(self, about: object) -> None:
+        """Let others go first, if any can; between two looks at something that has not come."""
+        task = self._mine()
+        with self._lock:
+            self._check()
+            is_alone = not self._ready and self._running == 1
+            task.polls = task.polls + 1 if is_alone else 0
+            if task.polls > _POLLS:
+                task.waits_for = about
+                self._end(self.on_deadlock())
+                raise Released
+            if self._ready:
+                self._ready.append(task)
+                self._give_away(task)
+        if not is_alone and not self.is_free:
+            self._sleep(task)
+
+    def maybe_pause(self) -> None:
+        """Let others go first, or not, as the seed says."""
+        if self.seed and not self.is_free and self.task is not None:
+            with self._lock:
+                if not self._ready or self._draw.random() < 0.5:
+                    return
+            self.pause(None)
+
+    def wake(self, key: Hashable) -> None:
+        """Look again for all who listen for `key`."""
+        # Where all run at once, one may be about to listen.
+        if self._listeners or self.is_free:
+            with self._lock:
+                self._wake(key)
+
+    def join(self, task: Task) -> None:
+        """Wait until `task` is over."""
+        self.wait(lambda: () if task.is_over else (("over", id(task)),), f"the end of a thread of rank {task.rank}")
+
+    def stop(self, error: BaseException, by: Task | None = None) -> None:
+        """End the run with `error`, raised by a task; a second one is not looked at."""
+        with self._lock:
+            if self.error is None:
+                self.raised_by = by
+            self._end(error)
+
+    # How it is done; all with the lock held.
+
+    def _mine(self) -> Task:
+        task = self.task
+        if task is None:
+            raise RuntimeError(
+                "a verb of a thread rank was called on a thread that is none of its; call it on the rank's own thread"
+            )
+        return task
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise Released
+
+    def _listen(self, task: Task, keys: Iterable[Hashable]) -> None:
+        task.listens = tuple(keys)
+        for key in task.listens:
+            self._listeners.setdefault(key, []).append(task)
+
+    def _wake(self, key: Hashable) -> None:
+        for task in self._listeners.pop(key, ()):
+            for other in task.listens:
+                if other != key and (listening := self._listeners.get(other)):
+                    listening.remove(task)
+                    if not listening:
+                        del self._listeners[other]
+            task.listens = ()
+            # Looking for it here spares a change over to a task that would only wait on.
+            if keys := task.look():
+                self._listen(task, keys)
+            else:
+                self._make_ready(task)
+
+    def _make_ready(self, task: Task) -> None:
+        if self.is_free:
+            self._running += 1
+            task.go.release()
+        else:
+            self._ready.append(task)
+
+    def _give_away(self, task: Task) -> None:
+        self._keep(task)
+        self._running -= 1
+        self._hand_on()
+
+    def _enter(self, task: Task) -> None:
+        if self._states is not None:
+            self._states[task.rank].enter()
+
+    def _keep(self, task: Task) -> None:
+        if self._states is not None:
+            self._states[task.rank].leave()
+
+    def _hand_on(self) -> None:
+        """Let the next one run; all, where they are free."""
+        if self.is_free:
+            while self._ready:
+                self._running += 1
+                self._ready.pop().go.release()
+        elif self._ready and not self._running:
+            place = self._draw.randrange(len(self._ready)) if len(self._ready) > 1 else 0
+            self._ready[place], self._ready[-1] = self._ready[-1], self._ready[place]
+            self._running += 1
+            self.switches += 1
+            self._ready.pop().go.release()
+        if not self._running and self.error is None and not all(each.is_over or each.is_helper for each in self.tasks):
+            self._end(self.on_deadlock())
+
+    def _end(self, error: BaseException) -> None:
+        if self.error is not None:
+            return
+        self.error = error
+        self._listeners.clear()
+        waiting = [task for task in self.tasks if not task.is_over and task.listens]
+        for task in waiting:
+            task.listens = ()
+            self._make_ready(task)
+        if not self._running:
+            self._hand_on()
+
+    def _sleep(self, task: Task) -> None:
+        task.go.acquire()
+        self._enter(task)
+        if self.error is not None:
+            raise Released
+
+    def waiting(self) -> list[tuple[Task, FrameType | None]]:
+        """Return the tasks that are not over, each with the frame in which it is."""
+        frames: dict[int, Any] = sys._current_frames()
+        return [
+            (task, frames.get(task.thread.ident or 0) if task.thread else None)
+            for task in self.tasks
+            if not task.is_over
+        ]

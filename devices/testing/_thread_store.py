@@ -1,0 +1,72 @@
+"""The store of thread ranks: who waits for a key gives the baton away."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from datetime import timedelta
+from typing import Any, final
+
+import torch.distributed as dist
+
+from devices.testing._baton import Baton
+
+
+@final
+class ThreadStore(dist.Store):
+    """A store that all ranks of a run share.
+
+    Args:
+        baton: what they wait by.
+    """
+
+    def __init__(self, baton: Baton) -> None:
+        super().__init__()
+        self._baton = baton
+        self._values: dict[str, bytes] = {}
+
+    def set(self, key: str, value: Any) -> None:
+        self._values[key] = value.encode() if isinstance(value, str) else bytes(value)
+        self._baton.wake(("store", key))
+
+    def get(self, key: str) -> bytes:
+        self.wait([key])
+        return self._values[key]
+
+    def add(self, key: str, amount: int) -> int:
+        total = int(self._values.get(key, b"0")) + amount
+        self.set(key, str(total))
+        return total
+
+    def append(self, key: str, value: Any) -> None:
+        self.set(key, self._values.get(key, b"") + (value.encode() if isinstance(value, str) else bytes(value)))
+
+    def compare_set(self, key: str, expected: Any, desired: Any) -> bytes:
+        wanted = expected.encode() if isinstance(expected, str) else bytes(expected)
+        if self._values.get(key, b"") == wanted:
+            self.set(key, desired)
+        return self._values.get(key, wanted)
+
+    def check(self, keys: Sequence[str]) -> bool:
+        if all(key in self._values for key in keys):
+            return True
+        self._baton.pause(_about(keys))
+        return all(key in self._values for key in keys)
+
+    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+        def look() -> tuple[Hashable, ...]:
+            return next(((("store", key),) for key in keys if key not in self._values), ())
+
+        self._baton.wait(look, _about(keys))
+
+    def delete_key(self, key: str) -> bool:
+        return self._values.pop(key, None) is not None
+
+    def num_keys(self) -> int:
+        return len(self._values)
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """Do nothing: a key that nobody will set is a deadlock, found at once."""
+
+
+def _about(keys: Sequence[str]) -> str:
+    return f"the store's key {' and '.join(map(repr, keys))}"
