@@ -145,42 +145,28 @@ def autoload_is_off() -> bool:
     return not torch._is_device_backend_autoload_enabled()
 
 
-class _ThreadWorlds(type(c10d._world)):  # type: ignore[misc]
-    """torch's account of its process groups, one for each thread that asked for its own."""
+class _ThreadWorlds(threading.local):
+    """torch's account of its process groups, one for each thread that began its own; others see the one there was."""
 
     def __init__(self, shared: Any) -> None:
-        self._shared = shared
-        self._here = threading.local()
+        for name in _ACCOUNT:
+            setattr(self, name, getattr(shared, name))
 
     def begin(self) -> None:
         """Give this thread an account of its own, an empty one."""
-        self._here.world = {name: make() for name, make in _WORLD.items()}
+        for name, make in _ACCOUNT.items():
+            setattr(self, name, make())
 
-    def _read(self, name: str) -> Any:
-        world = getattr(self._here, "world", None)
-        return getattr(self._shared, name) if world is None else world[name]
-
-    def _write(self, name: str, value: Any) -> None:
-        world = getattr(self._here, "world", None)
-        if world is None:
-            setattr(self._shared, name, value)
-        else:
-            world[name] = value
+    pg_config_info = type(c10d._world).pg_config_info
 
 
-_WORLD: dict[str, Callable[[], Any]] = {
+_ACCOUNT: dict[str, Callable[[], Any]] = {
     "default_pg": lambda: None,
     "group_count": int,
-    "comms": list,
-    **dict.fromkeys(
-        ("pg_map", "pg_names", "pg_group_ranks", "pg_backend_config", "tags_to_pg", "pg_to_tag", "pg_coalesce_state"),
-        dict,
-    ),
+    **dict.fromkeys(("pg_map", "pg_names", "pg_group_ranks", "pg_backend_config"), dict),
+    **dict.fromkeys(("tags_to_pg", "pg_to_tag", "pg_coalesce_state"), dict),
+    **({"comms": list} if hasattr(c10d._world, "comms") else {}),
 }
-for _name in _WORLD:
-    _read = functools.partial(lambda self, name: self._read(name), name=_name)
-    _write = functools.partial(lambda self, value, name: self._write(name, value), name=_name)
-    setattr(_ThreadWorlds, _name, property(_read, _write))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ DevicesError
 ├── PlacementError (ValueError)                 dims, axes or patterns that match nothing
 ├── ArgumentError (ValueError)                  a verb was given a shape, rank, op or size that cannot be right
 ├── DtypeError (TypeError)                      a dtype that the op has no meaning for
+├── TargetNotFoundError (LookupError)           the catalogue has no target, part or figure of that name
+├── CatalogueError (ValueError)                 a file of the catalogue is wrong
 ├── RankFailedError (RuntimeError)              a rank in a process of its own raised, died or did not finish
 └── CollectiveError (RuntimeError)              a verb failed on its way: a peer died or left
     ├── CollectiveTimeoutError (TimeoutError)   ... or did not come in time
@@ -77,6 +79,14 @@ class RankFailedError(DevicesError, RuntimeError):
         super().__init__(message)
         self.rank = rank
         self.traceback = traceback
+
+
+class TargetNotFoundError(DevicesError, LookupError):
+    """The catalogue has no target of that name, or the target has no such part, figure, limit or setting."""
+
+
+class CatalogueError(DevicesError, ValueError):
+    """A file of the catalogue is wrong; the message names the file, the table and the key."""
 
 
 class CollectiveError(DevicesError, RuntimeError):

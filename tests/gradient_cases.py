@@ -232,22 +232,27 @@ def compare_gradients(transport: str) -> dict[str, tuple[int, list[str]]]:
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     found = {}
     for case in CASES:
-        tried = Tried()
-        for dtype in case.dtypes:
-            xs = inputs(case, rank, size, dtype)
-            loss = _loss(case.verb(xs, rank, size), rank)
-            for order, expected in enumerate(plain_gradients(case, size, dtype)):
-                if not xs:
-                    loss.backward()
-                    tried.exact(expected[rank], [], case.name)
-                    break
-                gradients = torch.autograd.grad(loss, xs, create_graph=order + 1 < case.orders)
-                for one, other in zip(gradients, expected[rank], strict=True):
-                    tried.close(one.detach(), other.detach(), case.name, "order", order + 1, dtype)
-                loss = _again(gradients, rank)
+        tried = compared(case, rank, size)
         found[case.name] = tried.count, tried.wrong
     torch.distributed.destroy_process_group()
     return found
+
+
+def compared(case: Case, rank: int, size: int) -> Tried:
+    tried = Tried()
+    for dtype in case.dtypes:
+        xs = inputs(case, rank, size, dtype)
+        loss = _loss(case.verb(xs, rank, size), rank)
+        for order, expected in enumerate(plain_gradients(case, size, dtype)):
+            if not xs:
+                loss.backward()
+                tried.exact(expected[rank], [], case.name)
+                break
+            gradients = torch.autograd.grad(loss, xs, create_graph=order + 1 < case.orders)
+            for one, other in zip(gradients, expected[rank], strict=True):
+                tried.close(one.detach(), other.detach(), case.name, "order", order + 1, dtype)
+            loss = _again(gradients, rank)
+    return tried
 
 
 def refusals() -> list[str]:

@@ -119,8 +119,8 @@ class FabricCommunicator(Communicator):
     # Messages.
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
-        size = sum(message.tensor.numel() for message in (*sends, *recvs))
-        return self._start(self._message_mark(_name(sends, recvs), size), self._exchange(sends, recvs))
+        mark = self._message_mark(_name(sends, recvs), (*sends, *recvs)[0].tensor)
+        return self._start(mark, self._exchange(sends, recvs))
 
     def _exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Steps:
         offers = [self._pairs.offer(send.peer, send.tensor, send.tag) for send in sends]
@@ -137,10 +137,10 @@ class FabricCommunicator(Communicator):
             self._pairs.read(peer, number, tensor)
             source.append(peer)
 
-        return _From(self._start(self._message_mark("recv from any rank", tensor.numel()), steps()), source)
+        return _From(self._start(self._message_mark("recv from any rank", tensor), steps()), source)
 
-    def _message_mark(self, verb: str, size: int) -> Mark:
-        return Mark(verb, self._group.name, 0, "bytes", size, "", -1, self._group.rank, caller())
+    def _message_mark(self, verb: str, tensor: Tensor) -> Mark:
+        return Mark(verb, self._group.name, 0, "bytes", tensor.numel(), "", -1, self._group.rank, caller())
 
     def abort(self) -> None:
         self._fabric.abort()

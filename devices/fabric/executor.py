@@ -32,7 +32,7 @@ def run(schedule: Schedule, rank: int, pairs: Pairs, chunks: Layout, tag: Hashab
                 _copy(chunks[action.source], chunks[action.target], op if action.reduce else None)
         sent = {action.chunk for action in step if isinstance(action, Send) and chunks[action.chunk].numel()}
         offers = [
-            pairs.offer(action.peer, chunks[action.chunk], tag)
+            pairs.offer(action.peer, chunks[action.chunk], tag, is_part=True)
             for action in step
             if isinstance(action, Send) and action.chunk in sent
         ]

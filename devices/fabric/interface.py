@@ -58,11 +58,14 @@ class Fabric(abc.ABC):
     size: int
 
     @abc.abstractmethod
-    def export(self, name: Hashable, tensor: torch.Tensor | None, note: object, readers: int) -> None:
+    def export(
+        self, name: Hashable, tensor: torch.Tensor | None, note: object, readers: int, *, is_part: bool = False
+    ) -> None:
         """Let peers read `tensor` under `name`, until `readers` of them have closed it.
 
         Until then it must not be changed. `tensor` is flat and contiguous, None where only the note matters;
-        `note` is what a reader gets beside it: a `Mark`, or the tag of a message.
+        `note` is what a reader gets beside it: a `Mark`, or the tag of a message. `is_part` says that the rest of the
+        memory that the tensor is a part of may change.
         """
 
     @abc.abstractmethod
@@ -70,6 +73,9 @@ class Fabric(abc.ABC):
         """Return what `peer`, which may be this rank, exported under `name`, and its note.
 
         It was exported before: a lane that was raised after it tells.
+
+        Raises:
+            LookupError: it was not.
         """
 
     @abc.abstractmethod
@@ -77,8 +83,12 @@ class Fabric(abc.ABC):
         """Say that this reader is through; the tensor that `open` returned is not used any more."""
 
     @abc.abstractmethod
-    def signal(self, lane: int, value: int) -> None:
-        """Raise this rank's `lane` to `value`."""
+    def signal(self, lane: int, value: int, note: object = None) -> None:
+        """Raise this rank's `lane` to `value`; `note`, if there is one, is what the last raise was for."""
+
+    @abc.abstractmethod
+    def noted(self, peer: int, lane: int) -> object:
+        """Return the note of the last raise of a peer's `lane`, None if it had none."""
 
     @abc.abstractmethod
     def holds(self, condition: Condition) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import final
 
 from devices.errors import MismatchError
 
-_CORE = f"{Path(__file__).parents[1]}/"
+# Frames of these are not the program's: ours, the standard library's and, below, those of installed packages.
+_OTHERS = (f"{Path(__file__).parents[1]}/", f"{sysconfig.get_path('stdlib')}/", "<")
 
 
 @final
@@ -23,7 +25,7 @@ class Mark:
         verb: its name.
         group: the group's name.
         number: which of the group's collective calls it is; 0 for messages between two ranks.
-        dtype: that of the tensors, in words; bytes are what only moves.
+        dtype: what the ranks must agree on: what is reduced has a dtype, what only moves is bytes.
         size: the number of elements that all ranks must agree on, -1 where they may differ.
         op: the reduce op, "" where there is none.
         root: the source or the destination, -1 where there is none.
@@ -42,7 +44,7 @@ class Mark:
     line: str
 
     def __str__(self) -> str:
-        parts = [f"{self.size} x {self.dtype}" if self.size >= 0 else self.dtype]
+        parts = [f"{self.size} {self.dtype}" if self.size >= 0 else self.dtype]
         parts += [f"op {self.op!r}"] if self.op else []
         parts += [f"root {self.root}"] if self.root >= 0 else []
         number = f", call {self.number}" if self.number else ""
@@ -89,15 +91,15 @@ def _listed(ranks: list[int]) -> str:
 
 
 def caller() -> str:
-    """Return the line of the program, neither ours nor torch's, that led here."""
+    """Return the line of the program that led here."""
     return line_of(sys._getframe(1))
 
 
 def line_of(frame: FrameType | None) -> str:
-    """Return "file:line" of the innermost frame, from `frame` outwards, that is neither ours nor torch's."""
+    """Return "file:line" of the innermost frame, from `frame` outwards, that is the program's."""
     while frame is not None:
         name = frame.f_code.co_filename
-        if not (name.startswith((_CORE, "<")) or "/torch/" in name or "/site-packages/" in name):
+        if not (name.startswith(_OTHERS) or "/site-packages/" in name):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
-    return "outside of the program"
+    return "no line of the program"

@@ -25,11 +25,11 @@ class Pairs:
         self._seen = [0] * fabric.size
         self._arrived: dict[tuple[int, Hashable], deque[int]] = {}
 
-    def offer(self, peer: int, tensor: torch.Tensor, tag: Hashable) -> Read:
+    def offer(self, peer: int, tensor: torch.Tensor, tag: Hashable, *, is_part: bool = False) -> Read:
         """Let `peer` read `tensor`; return what holds when it has, until when the tensor must not be changed."""
         self._offered[peer] += 1
         name = "message", peer, self._offered[peer]
-        self._fabric.export(name, tensor, tag, readers=1)
+        self._fabric.export(name, tensor, tag, readers=1, is_part=is_part)
         self._fabric.signal(FIRST_LANE + peer, self._offered[peer])
         return Read(name)
 

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Generator
 from typing import final
 
+import torch
+
 from devices.fabric.interface import Condition, Fabric
 from devices.fabric.mark import Mark
 
@@ -32,6 +34,7 @@ class FabricWork:
         self.mark = mark
         self.condition: Condition | None = None
         self._progress = progress
+        self._is_inference = torch.is_inference_mode_enabled()
         self._steps: Steps | None = steps
         self._error: BaseException | None = None
 
@@ -45,8 +48,12 @@ class FabricWork:
         if self._steps is None:
             return True
         try:
-            while self.condition is None or self.fabric.holds(self.condition):
-                self.condition = next(self._steps)
+            if self.condition is None or self.fabric.holds(self.condition):
+                # It may be waited for in another grad mode than it was called in.
+                with torch.inference_mode() if self._is_inference else torch.no_grad():
+                    self.condition = next(self._steps)
+                    while self.fabric.holds(self.condition):
+                        self.condition = next(self._steps)
         except StopIteration:
             self._steps = self.condition = None
         except BaseException as error:

@@ -46,12 +46,12 @@ class Call:
         """Let `readers` peers read `tensor`, and say that this rank has come."""
         name = "posted", self.mark.number
         self.fabric.export(name, tensor, self.mark, readers)
-        self.fabric.signal(POSTED, self.mark.number)
+        self.fabric.signal(POSTED, self.mark.number, self.mark)
         return Read(name)
 
     def come(self) -> None:
         """Say that this rank has come, with nothing to read."""
-        self.fabric.signal(POSTED, self.mark.number)
+        self.fabric.signal(POSTED, self.mark.number, self.mark)
 
     def posted(self, peers: Sequence[int]) -> Raised:
         return Raised(peers, POSTED, self.mark.number)
@@ -69,7 +69,11 @@ class Call:
     def read(self, peer: int, what: str, use: Callable[[Tensor], object] = lambda tensor: None) -> None:
         """Use what a peer has posted or given, its call being the same as ours."""
         name = what, self.mark.number
-        tensor, mark = self.fabric.open(peer, name)
+        try:
+            tensor, mark = self.fabric.open(peer, name)
+        except LookupError:
+            # It has come, but to another verb, in which nobody reads what it has.
+            tensor, mark = None, self.fabric.noted(peer, POSTED)
         assert isinstance(mark, Mark)
         check_alike(self.mark, mark)
         if tensor is not None:

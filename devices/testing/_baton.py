@@ -42,6 +42,7 @@ class Task:
         self.go.acquire()
         self.listens: tuple[Hashable, ...] = ()
         self.look: Callable[[], tuple[Hashable, ...]] = tuple
+        self.is_running = False
         self.polls = 0
 
 
@@ -63,7 +64,6 @@ class Baton:
         self.error: BaseException | None = None
         self.raised_by: Task | None = None
         self.tasks: list[Task] = []
-        self.switches = 0
         self._draw = random.Random(seed)
         # Ranks that run at once share the process's generators, whatever is done.
         self._states: dict[int, RandomState] | None = None if is_free else {}
@@ -115,10 +115,8 @@ class Baton:
     def _leave(self, task: Task) -> None:
         with self._lock:
             task.is_over = True
-            self._keep(task)
-            self._running -= 1
             self._wake(("over", id(task)))
-            self._hand_on()
+            self._give_away(task)
 
     @property
     def task(self) -> Task | None:
@@ -203,7 +201,7 @@ class Baton:
             raise Released
 
     def _listen(self, task: Task, keys: Iterable[Hashable]) -> None:
-        task.listens = tuple(keys)
+        task.listens = tuple(dict.fromkeys(keys))
         for key in task.listens:
             self._listeners.setdefault(key, []).append(task)
 
@@ -223,14 +221,19 @@ class Baton:
 
     def _make_ready(self, task: Task) -> None:
         if self.is_free:
-            self._running += 1
-            task.go.release()
+            self._let_go(task)
         else:
             self._ready.append(task)
+
+    def _let_go(self, task: Task) -> None:
+        self._running += 1
+        task.is_running = True
+        task.go.release()
 
     def _give_away(self, task: Task) -> None:
         self._keep(task)
         self._running -= 1
+        task.is_running = False
         self._hand_on()
 
     def _enter(self, task: Task) -> None:
@@ -245,14 +248,11 @@ class Baton:
         """Let the next one run; all, where they are free."""
         if self.is_free:
             while self._ready:
-                self._running += 1
-                self._ready.pop().go.release()
+                self._let_go(self._ready.pop())
         elif self._ready and not self._running:
             place = self._draw.randrange(len(self._ready)) if len(self._ready) > 1 else 0
             self._ready[place], self._ready[-1] = self._ready[-1], self._ready[place]
-            self._running += 1
-            self.switches += 1
-            self._ready.pop().go.release()
+            self._let_go(self._ready.pop())
         if not self._running and self.error is None and not all(each.is_over or each.is_helper for each in self.tasks):
             self._end(self.on_deadlock())
 

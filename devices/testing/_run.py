@@ -154,7 +154,7 @@ class _Run:
 
     def _late(self) -> CollectiveTimeoutError:
         """Return the error that says which rank keeps the baton, and where it is."""
-        running = [(task, frame) for task, frame in self.baton.waiting() if not task.listens and frame is not None]
+        running = [(task, frame) for task, frame in self.baton.waiting() if task.is_running and frame is not None]
         told = "\n".join(
             f"rank {task.rank} of {self.ranks}:\n{''.join(traceback.format_stack(frame))}"
             for task, frame in running[:4]

@@ -21,7 +21,7 @@ class _Export:
     tensor: torch.Tensor | None
     note: object
     readers: int
-    version: int
+    version: int | None
 
 
 @final
@@ -31,6 +31,7 @@ class _Memory:
     def __init__(self, ranks: tuple[int, ...]) -> None:
         self.ranks = ranks
         self.lanes: list[dict[int, int]] = [{} for _ in ranks]
+        self.notes: list[dict[int, object]] = [{} for _ in ranks]
         self.exports: list[dict[Hashable, _Export]] = [{} for _ in ranks]
         self.is_aborted = False
 
@@ -76,14 +77,18 @@ class ThreadFabric(Fabric):
         self._baton = baton
         self._group = group
 
-    def export(self, name: Hashable, tensor: torch.Tensor | None, note: object, readers: int) -> None:
+    def export(
+        self, name: Hashable, tensor: torch.Tensor | None, note: object, readers: int, *, is_part: bool = False
+    ) -> None:
         self._baton.maybe_pause()
         if readers:
-            self._memory.exports[self.rank][name] = _Export(tensor, note, readers, _version(tensor))
+            # torch counts the changes of a whole memory.
+            version = None if is_part else _version(tensor)
+            self._memory.exports[self.rank][name] = _Export(tensor, note, readers, version)
 
     def open(self, peer: int, name: Hashable) -> tuple[torch.Tensor | None, object]:
         export = self._memory.exports[peer][name]
-        if _version(export.tensor) != export.version:
+        if export.version is not None and _version(export.tensor) != export.version:
             line = f", started at {export.note.line}," if isinstance(export.note, Mark) else ""
             raise RaceError(
                 f"rank {peer} of {self.size} changed a tensor in place that a verb{line} was still to read: "
@@ -99,9 +104,14 @@ class ThreadFabric(Fabric):
             del exports[name]
             self._baton.wake((id(self._memory), peer, name))
 
-    def signal(self, lane: int, value: int) -> None:
+    def signal(self, lane: int, value: int, note: object = None) -> None:
+        if note is not None:
+            self._memory.notes[self.rank][lane] = note
         self._memory.lanes[self.rank][lane] = value
         self._baton.wake((id(self._memory), self.rank, lane))
+
+    def noted(self, peer: int, lane: int) -> object:
+        return self._memory.notes[peer].get(lane)
 
     def holds(self, condition: Condition) -> bool:
         return not self.awaited(condition)
