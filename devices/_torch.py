@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -181,3 +182,38 @@ def thread_worlds() -> Iterator[Callable[[], None]]:
     finally:
         isolate(False)
         c10d._world = before
+
+
+class RankGlobals:
+    """What torch keeps once for a process, though it is a rank's own, while another thread rank runs.
+
+    That is DTensor's table of ops that are handled in a way of their own, which `loss_parallel` changes while it
+    lasts, and its account of random numbers.
+    """
+
+    def __init__(self) -> None:
+        dispatcher, random = _dtensor_globals()
+        self._handlers = dict(dispatcher._custom_op_handlers) if dispatcher is not None else None
+        self._tracker: Any = None
+
+    def enter(self) -> None:
+        """Make them this rank's."""
+        if self._handlers is not None:
+            dispatcher, random = _dtensor_globals()
+            dispatcher._custom_op_handlers, random._rng_tracker = self._handlers, self._tracker
+
+    def leave(self) -> None:
+        """Keep what they have come to."""
+        dispatcher, random = _dtensor_globals()
+        if dispatcher is not None:
+            table = dispatcher._custom_op_handlers
+            # Seen for the first time: every rank goes on with a table of its own.
+            self._handlers = dict(table) if self._handlers is None else table
+            self._tracker = random._rng_tracker
+
+
+def _dtensor_globals() -> tuple[Any, Any]:
+    """Return where DTensor keeps them; nothing as long as nobody has imported it."""
+    tensor = sys.modules.get("torch.distributed.tensor")
+    dtensor = getattr(tensor, "DTensor", None)
+    return (dtensor._op_dispatcher, tensor._random) if dtensor is not None and tensor is not None else (None, None)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
 from typing import Any, final
 
-from devices.testing._random_state import RandomState
+from devices.testing._rank_state import RankState
 
 _POLLS = 1000
 """How often a rank may look in vain, all others waiting, before that counts as waiting too."""
@@ -66,7 +66,7 @@ class Baton:
         self.tasks: list[Task] = []
         self._draw = random.Random(seed)
         # Ranks that run at once share the process's generators, whatever is done.
-        self._states: dict[int, RandomState] | None = None if is_free else {}
+        self._states: dict[int, RankState] | None = None if is_free else {}
         self._ready: list[Task] = []
         self._listeners: dict[Hashable, list[Task]] = {}
         self._running = 0
@@ -97,7 +97,7 @@ class Baton:
         name = f"rank {rank}" + (" helper" if is_helper else "")
         task.thread = threading.Thread(target=body, name=name, daemon=True)
         if self._states is not None and rank not in self._states:
-            self._states[rank] = RandomState(rank)
+            self._states[rank] = RankState(rank, {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         with self._lock:
             self.tasks.append(task)
             if self.is_free and self._running:

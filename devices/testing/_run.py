@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import traceback
@@ -23,7 +24,7 @@ from devices.fabric.progress import Progress
 from devices.testing._alike import difference
 from devices.testing._baton import Baton, Released
 from devices.testing._diagnosis import diagnose
-from devices.testing._random_state import RandomState
+from devices.testing._rank_state import restored
 from devices.testing._thread_backend import ThreadBackend
 from devices.testing._thread_fabric import Memories
 from devices.testing._thread_store import ThreadStore
@@ -110,19 +111,16 @@ class _Run:
 
     def results(self) -> list[Any]:
         _autoload.register()
-        baton, mine = self.baton, RandomState(0)
-        mine.leave()
+        baton = self.baton
         baton.on_deadlock = partial(diagnose, baton, self.ranks)
         store = ThreadStore(baton)
-        try:
-            with _torch.thread_worlds() as begin:
-                tasks = [baton.start(rank, partial(self._rank, rank, store, begin)) for rank in range(self.ranks)]
-                baton.run()
-                self._join([task.thread for task in tasks if task.thread is not None])
-                baton.stop(Released())
-                self._join([task.thread for task in baton.tasks if task.thread is not None])
-        finally:
-            mine.enter()
+        with restored(), _torch.thread_worlds() as begin:
+            os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(self.ranks)))
+            tasks = [baton.start(rank, partial(self._rank, rank, store, begin)) for rank in range(self.ranks)]
+            baton.run()
+            self._join([task.thread for task in tasks if task.thread is not None])
+            baton.stop(Released())
+            self._join([task.thread for task in baton.tasks if task.thread is not None])
         if baton.error is not None and not isinstance(baton.error, Released):
             raise self._told(baton.error)
         return [self.returned[rank] for rank in range(self.ranks)]

@@ -1,0 +1,69 @@
+"""What a process has once and each thread rank needs for itself: random numbers, variables, a few of torch's globals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any, final
+
+import numpy.random
+import torch
+
+from devices._torch import RankGlobals
+
+# Public, though numpy's stubs do not say so.
+_set_bit_generator: Any = numpy.random.set_bit_generator  # type: ignore[attr-defined]
+_bit_generator: Any = numpy.random.get_bit_generator  # type: ignore[attr-defined]
+
+_FRESH = 67280421310721  # what torch seeds a new process with: c10::default_rng_seed_val
+
+
+@final
+class RankState:
+    """What all that has come to on one rank, while another one runs.
+
+    Like a process of its own, a rank starts with torch's default seed. Python's and numpy's generators, which a
+    process seeds from the machine, start from the rank's number, so that a run can be repeated.
+
+    Args:
+        rank: the rank.
+        variables: torchrun's variables, as the rank is to see them.
+    """
+
+    def __init__(self, rank: int, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        self._torch = torch.Generator().manual_seed(_FRESH).get_state()
+        self._python = random.Random(rank).getstate()
+        self._numpy: Any = numpy.random.MT19937(rank)
+        self._globals = RankGlobals()
+
+    def enter(self) -> None:
+        """Make the process's this rank's."""
+        torch.set_rng_state(self._torch)
+        random.setstate(self._python)
+        _set_bit_generator(self._numpy)
+        os.environ.update(self._variables)
+        self._globals.enter()
+
+    def leave(self) -> None:
+        """Keep what the process's have come to."""
+        self._torch = torch.get_rng_state()
+        self._python = random.getstate()
+        self._numpy = _bit_generator()
+        self._globals.leave()
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Give back to the process, at the end, all that ranks change."""
+    variables, mine = dict(os.environ), RankState(0, {})
+    mine.leave()
+    try:
+        yield
+    finally:
+        mine.enter()
+        for name in os.environ.keys() - variables.keys():
+            del os.environ[name]
+        os.environ.update(variables)
