@@ -9,30 +9,42 @@ argument forms (lists of tensors, lists of lists, options objects) and hand flat
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
 
-from devices import _registry, _torch
+from devices import _observing, _registry, _torch
 from devices._backend import Group
+from devices._c10d_arguments import (
+    SUM,
+    SUMMED,
+    OneOrMore,
+    Tensor,
+    alike,
+    asks_async,
+    flattened,
+    flattened_in_place,
+    listed,
+    only,
+    op_and_factor,
+    plain,
+    root_rank,
+    row_counts,
+    unpack,
+    unpack_columns,
+)
 from devices._c10d_work import DONE, DoneWork, PendingWork, Started
 from devices._monitored_barrier import monitored_barrier
-from devices._open import my_device, open_verbs
-from devices._store import Store
-from devices.algorithms.arithmetic import MEANINGFUL, check_reduction
+from devices._open import open_verbs
+from devices.algorithms.arithmetic import check_reduction
+from devices.algorithms.observed import AnyVerbs
 from devices.algorithms.verbs import Verbs
 from devices.errors import ArgumentError, UnsupportedError, WorldError
-
-Tensor = torch.Tensor
-OneOrMore = Tensor | Sequence[Tensor]
-T = TypeVar("T")
 
 
 @final
@@ -58,17 +70,17 @@ class DevicesGroup(dist.ProcessGroup):
         self._is_alone = group.size == 1
         self._coalesced: list[dist.Work] | None = None
         self._monitored = itertools.count()
+        observer = _observing.observer()
+        if observer is not None:
+            observer.opening(group, is_world=not dist.is_initialized())
         self._verbs: dict[str, Verbs] = {group.device.type: open_verbs(choice.backend, group)}
 
-    def verbs_on(self, device_type: str) -> Verbs:
-        """Return the verbs over tensors on devices of that type."""
+    def verbs_on(self, device_type: str, *, is_ours: bool = False) -> AnyVerbs:
+        """Return the verbs over tensors on devices of that type, for torch's calls or for ours."""
         verbs = self._verbs.get(device_type)
-        return verbs if verbs is not None else self._open_lane(device_type)
-
-    @property
-    def verbs(self) -> Verbs:
-        """The verbs over the group's own device."""
-        return self._verbs[self.group.device.type]
+        if verbs is None:
+            verbs = self._open_lane(device_type)
+        return _observing.observed(verbs, is_ours=is_ours) if _observing.is_on else verbs
 
     def _open_lane(self, device_type: str) -> Verbs:
         """Open the CPU path of an accelerator's group when its first CPU tensor comes, on every rank alike."""
@@ -141,6 +153,8 @@ class DevicesGroup(dist.ProcessGroup):
 
     def shutdown(self) -> None:
         """Close the group; whatever is called after that is an error."""
+        if not self._is_closed and (observer := _observing.observer()) is not None:
+            observer.closed(self.group)
         self._is_closed, self._is_alone = True, False
         for verbs in self._verbs.values():
             verbs.close()
@@ -156,15 +170,15 @@ class DevicesGroup(dist.ProcessGroup):
     # The verbs, as torch calls them.
 
     def allreduce(self, tensors: OneOrMore, opts: Any = None, *, op: Any = None) -> dist.Work:
-        if self._is_alone and type(tensors) is list and opts is not None:
+        if self._is_alone and type(tensors) is list and opts is not None and not _observing.is_on:
             # The cheapest call there is decides what torch's verbs cost over this group.
             tensor = tensors[0]
-            if tensor.is_cpu and tensor.dtype in _SUMMED and opts.reduceOp == _SUM and not opts.asyncOp:
+            if tensor.is_cpu and tensor.dtype in SUMMED and opts.reduceOp == SUM and not opts.asyncOp:
                 return DONE
-        tensors = _listed(tensors)
-        name, factor = _op(opts if op is None else op)
-        is_async = _is_async(opts)
-        started = [self._all_reduce(_plain(tensor), name, factor, is_async) for tensor in tensors]
+        tensors = listed(tensors)
+        name, factor = op_and_factor(opts if op is None else op)
+        is_async = asks_async(opts)
+        started = [self._all_reduce(plain(tensor), name, factor, is_async) for tensor in tensors]
         return self._work(started, tensors, is_async)
 
     def _all_reduce(self, tensor: Tensor, op: str, factor: Any, async_op: bool) -> Started:
@@ -174,10 +188,10 @@ class DevicesGroup(dist.ProcessGroup):
         check_reduction(op, tensor.dtype)
         if factor is not None:
             tensor.mul_(factor)
-        flat, finish = _flat_in_place(tensor)
+        flat, finish = flattened_in_place(tensor)
         return verbs.all_reduce(flat, op, async_op=async_op), finish
 
-    def _all_reduce_sparse(self, verbs: Verbs, tensor: Tensor, op: str) -> Started:
+    def _all_reduce_sparse(self, verbs: AnyVerbs, tensor: Tensor, op: str) -> Started:
         """Add sparse tensors up: every rank gathers the others' indices and values and lets torch coalesce them."""
         if op != "sum" or tensor.layout is not torch.sparse_coo:
             raise UnsupportedError(
@@ -199,47 +213,47 @@ class DevicesGroup(dist.ProcessGroup):
         return DONE, lambda: tensor.copy_(total)
 
     def allreduce_coalesced(self, tensors: Sequence[Tensor], opts: Any = None) -> dist.Work:
-        (op, factor), is_async = _op(opts), _is_async(opts)
+        (op, factor), is_async = op_and_factor(opts), asks_async(opts)
         started = []
-        for same in _alike(tensors, tensors):
-            flat = torch.cat([_flat(tensor) for tensor in same])
+        for same in alike(tensors, tensors):
+            flat = torch.cat([flattened(tensor) for tensor in same])
             pending, _ = self._all_reduce(flat, op, factor, is_async)
-            started.append((pending, partial(_unpack, flat, same)))
+            started.append((pending, partial(unpack, flat, same)))
         return self._work(started, tensors, is_async)
 
     def broadcast(self, tensors: OneOrMore, opts: Any = None, *, root: int | None = None) -> dist.Work:
-        tensor, is_async = _only(_listed(tensors)), _is_async(opts)
-        flat, finish = _flat_in_place(_plain(tensor))
-        src = _root(opts) if root is None else root
+        tensor, is_async = only(listed(tensors)), asks_async(opts)
+        flat, finish = flattened_in_place(plain(tensor))
+        src = root_rank(opts) if root is None else root
         pending = self.verbs_on(tensor.device.type).broadcast(flat, src, async_op=is_async)
         return self._work([(pending, finish)], [tensor], is_async)
 
     def reduce(self, tensors: OneOrMore, opts: Any = None) -> dist.Work:
-        (op, factor), is_async = _op(opts), _is_async(opts)
-        tensor = _plain(_only(_listed(tensors)))
+        (op, factor), is_async = op_and_factor(opts), asks_async(opts)
+        tensor = plain(only(listed(tensors)))
         check_reduction(op, tensor.dtype)
         if factor is not None:
             tensor.mul_(factor)
-        flat, finish = _flat_in_place(tensor)
-        pending = self.verbs_on(tensor.device.type).reduce(flat, _root(opts), op, async_op=is_async)
+        flat, finish = flattened_in_place(tensor)
+        pending = self.verbs_on(tensor.device.type).reduce(flat, root_rank(opts), op, async_op=is_async)
         return self._work([(pending, finish)], [tensor], is_async)
 
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> dist.Work:
-        is_async = _is_async(opts)
-        flat, finish = _flat_in_place(_plain(output))
-        pending = self.verbs_on(input.device.type).all_gather(flat, _flat(input), async_op=is_async)
+        is_async = asks_async(opts)
+        flat, finish = flattened_in_place(plain(output))
+        pending = self.verbs_on(input.device.type).all_gather(flat, flattened(input), async_op=is_async)
         return self._work([(pending, finish)], [output], is_async)
 
     def allgather(self, outputs: Sequence[Any], inputs: OneOrMore, opts: Any = None) -> dist.Work:
-        is_async = _is_async(opts)
+        is_async = asks_async(opts)
         if isinstance(inputs, Tensor):
             outputs, inputs = [outputs], [inputs]
         started = []
         for targets, input in zip(outputs, inputs, strict=True):
             counts = [target.numel() for target in targets]
             flat = input.new_empty(sum(counts))
-            pending = self.verbs_on(input.device.type).all_gather(flat, _flat(input), counts, async_op=is_async)
-            started.append((pending, partial(_unpack, flat, targets)))
+            pending = self.verbs_on(input.device.type).all_gather(flat, flattened(input), counts, async_op=is_async)
+            started.append((pending, partial(unpack, flat, targets)))
         return self._work(started, outputs, is_async)
 
     def allgather_coalesced(
@@ -251,48 +265,48 @@ class DevicesGroup(dist.ProcessGroup):
     def all_gather_single_coalesced(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], opts: Any = None
     ) -> dist.Work:
-        is_async, started = _is_async(opts), []
-        for places in _alike(range(len(inputs)), inputs):
-            mine = torch.cat([_flat(inputs[place]) for place in places])
+        is_async, started = asks_async(opts), []
+        for places in alike(range(len(inputs)), inputs):
+            mine = torch.cat([flattened(inputs[place]) for place in places])
             everyone = mine.new_empty(self.group.size * mine.numel())
             pending = self.verbs_on(mine.device.type).all_gather(everyone, mine, async_op=is_async)
             rows = everyone.view(self.group.size, -1)
-            started.append((pending, partial(_unpack_columns, rows, [outputs[place] for place in places])))
+            started.append((pending, partial(unpack_columns, rows, [outputs[place] for place in places])))
         return self._work(started, outputs, is_async)
 
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> dist.Work:
-        is_async = _is_async(opts)
-        return self._work([self._reduce_scatter(output, _flat(input), None, opts, is_async)], [output], is_async)
+        is_async = asks_async(opts)
+        return self._work([self._reduce_scatter(output, flattened(input), None, opts, is_async)], [output], is_async)
 
     def reduce_scatter(
         self, outputs: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]], opts: Any = None
     ) -> dist.Work:
-        is_async, started = _is_async(opts), []
+        is_async, started = asks_async(opts), []
         for output, parts in zip(outputs, inputs, strict=True):
-            flat = torch.cat([_flat(part) for part in parts])
+            flat = torch.cat([flattened(part) for part in parts])
             started.append(self._reduce_scatter(output, flat, [part.numel() for part in parts], opts, is_async))
         return self._work(started, outputs, is_async)
 
     def _reduce_scatter(
         self, output: Tensor, flat: Tensor, counts: Sequence[int] | None, opts: Any, is_async: bool
     ) -> Started:
-        op, factor = _op(opts)
+        op, factor = op_and_factor(opts)
         check_reduction(op, flat.dtype)
         if factor is not None:
             flat = flat * factor
-        target, finish = _flat_in_place(_plain(output))
+        target, finish = flattened_in_place(plain(output))
         verbs = self.verbs_on(flat.device.type)
         return verbs.reduce_scatter(target, flat, op, counts, async_op=is_async), finish
 
     def reduce_scatter_single_coalesced(
         self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], opts: Any = None
     ) -> dist.Work:
-        is_async, started = _is_async(opts), []
-        for places in _alike(range(len(inputs)), inputs):
-            rows = torch.cat([_plain(inputs[place]).reshape(self.group.size, -1) for place in places], dim=1)
+        is_async, started = asks_async(opts), []
+        for places in alike(range(len(inputs)), inputs):
+            rows = torch.cat([plain(inputs[place]).reshape(self.group.size, -1) for place in places], dim=1)
             mine = rows.new_empty(rows.shape[1])
             pending, _ = self._reduce_scatter(mine, rows.reshape(-1), None, opts, is_async)
-            started.append((pending, partial(_unpack, mine, [outputs[place] for place in places])))
+            started.append((pending, partial(unpack, mine, [outputs[place] for place in places])))
         return self._work(started, outputs, is_async)
 
     def all_to_all_single(
@@ -303,80 +317,63 @@ class DevicesGroup(dist.ProcessGroup):
         input_splits: Sequence[int] | None = None,
         opts: Any = None,
     ) -> dist.Work:
-        is_async = _is_async(opts)
-        flat, finish = _flat_in_place(_plain(output))
+        is_async = asks_async(opts)
+        flat, finish = flattened_in_place(plain(output))
         pending = self.verbs_on(input.device.type).all_to_all(
             flat,
-            _flat(input),
-            self._row_counts("output", output, output_splits),
-            self._row_counts("input", input, input_splits),
+            flattened(input),
+            row_counts(self.group, "output", output, output_splits),
+            row_counts(self.group, "input", input, input_splits),
             async_op=is_async,
         )
         return self._work([(pending, finish)], [output], is_async)
 
-    def _row_counts(self, which: str, tensor: Tensor, splits: Sequence[int] | None) -> list[int]:
-        """Return elements per rank for torch's split sizes, which count rows of dim 0; equal ones if there are none."""
-        size, rows = self.group.size, tensor.shape[0] if tensor.ndim else 1
-        if not splits:
-            if rows % size:
-                raise ArgumentError(
-                    f"{self.group}: all_to_all without split sizes needs an {which} whose dim 0 the {size} ranks "
-                    f"divide, but it has size {rows}"
-                )
-            splits = [rows // size] * size
-        if len(splits) != size or sum(splits) != rows:
-            raise ArgumentError(
-                f"{self.group}: all_to_all's {which} split sizes must be {size}, one for each rank, adding up to the "
-                f"{rows} rows of dim 0; got {list(splits)}"
-            )
-        row = tensor.shape[1:].numel()
-        return [split * row for split in splits]
-
     def alltoall(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], opts: Any = None) -> dist.Work:
-        is_async = _is_async(opts)
-        flat = torch.cat([_flat(input) for input in inputs])
+        is_async = asks_async(opts)
+        flat = torch.cat([flattened(input) for input in inputs])
         output_counts = [output.numel() for output in outputs]
         target = flat.new_empty(sum(output_counts))
         pending = self.verbs_on(flat.device.type).all_to_all(
             target, flat, output_counts, [input.numel() for input in inputs], async_op=is_async
         )
-        return self._work([(pending, partial(_unpack, target, outputs))], outputs, is_async)
+        return self._work([(pending, partial(unpack, target, outputs))], outputs, is_async)
 
     def gather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], opts: Any = None) -> dist.Work:
-        is_async, root = _is_async(opts), _root(opts)
-        input, targets = _only(inputs), outputs[0] if self.group.rank == root else []
+        is_async, root = asks_async(opts), root_rank(opts)
+        input, targets = only(inputs), outputs[0] if self.group.rank == root else []
         flat = input.new_empty(sum(target.numel() for target in targets)) if targets else None
-        pending = self.verbs_on(input.device.type).gather(flat, _flat(input), root, async_op=is_async)
-        return self._work([(pending, None if flat is None else partial(_unpack, flat, targets))], outputs, is_async)
+        pending = self.verbs_on(input.device.type).gather(flat, flattened(input), root, async_op=is_async)
+        return self._work([(pending, None if flat is None else partial(unpack, flat, targets))], outputs, is_async)
 
     def scatter(self, outputs: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]], opts: Any = None) -> dist.Work:
-        is_async, root, output = _is_async(opts), _root(opts), _only(outputs)
-        flat = torch.cat([_flat(part) for part in inputs[0]]) if self.group.rank == root else None
-        target, finish = _flat_in_place(_plain(output))
+        is_async, root, output = asks_async(opts), root_rank(opts), only(outputs)
+        flat = torch.cat([flattened(part) for part in inputs[0]]) if self.group.rank == root else None
+        target, finish = flattened_in_place(plain(output))
         pending = self.verbs_on(output.device.type).scatter(target, flat, root, async_op=is_async)
         return self._work([(pending, finish)], outputs, is_async)
 
     def barrier(self, opts: Any = None) -> dist.Work:
-        is_async = _is_async(opts)
-        return self._work([(self.verbs.barrier(async_op=is_async), None)], [], is_async)
+        is_async = asks_async(opts)
+        pending = self.verbs_on(self.group.device.type).barrier(async_op=is_async)
+        return self._work([(pending, None)], [], is_async)
 
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
         monitored_barrier(self.group, next(self._monitored), timeout, wait_all_ranks)
 
     def send(self, tensors: Sequence[Tensor], dst: int, tag: int = 0) -> dist.Work:
-        tensor = _only(tensors)
-        pending = self.verbs_on(tensor.device.type).send(_flat(tensor), dst, tag, async_op=True)
+        tensor = only(tensors)
+        pending = self.verbs_on(tensor.device.type).send(flattened(tensor), dst, tag, async_op=True)
         return self._work([(pending, None)], tensors, True)
 
     def recv(self, tensors: Sequence[Tensor], src: int, tag: int = 0) -> dist.Work:
-        tensor = _only(tensors)
-        flat, finish = _flat_in_place(_plain(tensor))
+        tensor = only(tensors)
+        flat, finish = flattened_in_place(plain(tensor))
         pending = self.verbs_on(tensor.device.type).recv(flat, src, tag, async_op=True)
         return self._work([(pending, finish)], tensors, True, lambda: src)
 
     def recv_anysource(self, tensors: Sequence[Tensor], tag: int = 0) -> dist.Work:
-        tensor = _only(tensors)
-        flat, finish = _flat_in_place(_plain(tensor))
+        tensor = only(tensors)
+        flat, finish = flattened_in_place(plain(tensor))
         pending = self.verbs_on(tensor.device.type).recv_any(flat, tag)
         return self._work([(pending, finish)], tensors, True, pending.source)
 
@@ -406,112 +403,3 @@ class DevicesGroup(dist.ProcessGroup):
 
 for _kind in (DevicesGroup, DoneWork, PendingWork):
     _torch.hide_from_compiler(_kind)
-
-_SUM = dist.ReduceOp.SUM
-_SUMMED = frozenset(dtype for op, dtype in MEANINGFUL if op == "sum")
-
-
-def _op(opts: Any) -> tuple[str, Any]:
-    """Return our reduce op, and the factor of a premultiplied sum; `opts` are options or an op itself."""
-    op = getattr(opts, "reduceOp", opts)
-    if op is None or op == _SUM:
-        return "sum", None
-    name = _torch.reduce_op_name(op)
-    return ("sum", op.factor) if name == "premul" else (name, None)
-
-
-def _root(opts: Any) -> int:
-    """Return the group's rank that is the root; `opts` are options or the rank itself."""
-    root: int = getattr(opts, "rootRank", opts)
-    return root
-
-
-def _is_async(opts: Any) -> bool:
-    # Who passes no options waits for the work.
-    is_async: bool = getattr(opts, "asyncOp", True)
-    return is_async
-
-
-def _listed(tensors: OneOrMore) -> Sequence[Tensor]:
-    return [tensors] if isinstance(tensors, Tensor) else tensors
-
-
-def _only(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the one tensor of a list that torch once meant for several devices in a process."""
-    if len(tensors) != 1:
-        raise ArgumentError(f"a list of one tensor is wanted, got {len(tensors)}; the coalesced verbs take several")
-    return tensors[0]
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return `tensor` as autograd does not see it: torch's verbs write through, whatever requires grad."""
-    return tensor.detach() if tensor.requires_grad else tensor
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return _plain(tensor).reshape(-1)
-
-
-def _flat_in_place(tensor: Tensor) -> tuple[Tensor, Callable[[], object] | None]:
-    """Return a flat tensor to write to, and how to bring a non-contiguous tensor its content afterwards."""
-    if tensor.is_contiguous():
-        return tensor.view(-1), None
-    flat = tensor.reshape(-1)
-    return flat, lambda: tensor.copy_(flat.view(tensor.shape))
-
-
-def _unpack(flat: Tensor, targets: Sequence[Tensor]) -> None:
-    """Copy the pieces of `flat`, one after another, into `targets`."""
-    parts = flat.split([target.numel() for target in targets])
-    for target, part in zip(targets, parts, strict=True):
-        _plain(target).copy_(part.view(target.shape))
-
-
-def _unpack_columns(rows: Tensor, targets: Sequence[Tensor]) -> None:
-    """Copy the columns of `rows`, one row for each rank, into `targets`."""
-    columns = rows.split([target.numel() // rows.shape[0] for target in targets], dim=1)
-    for target, column in zip(targets, columns, strict=True):
-        _plain(target).copy_(column.reshape(target.shape))
-
-
-def _alike(items: Iterable[T], tensors: Sequence[Tensor]) -> list[list[T]]:
-    """Return `items`, of which each goes with a tensor, in lists of one dtype and device type each."""
-    found: dict[tuple[torch.dtype, str], list[T]] = {}
-    for item, tensor in zip(items, tensors, strict=True):
-        found.setdefault((tensor.dtype, tensor.device.type), []).append(item)
-    return list(found.values())
-
-
-def create_process_group(options: Any, choice: object = None) -> DevicesGroup:
-    """Open a group for torch, which calls this on every member.
-
-    Args:
-        options: torch's `_DistributedBackendOptions`: store, timeout, ranks and name.
-        choice: the `Choice` that `devices.init` hands on as `pg_options`; without one the world's own is
-            taken, or "auto" when the world itself is being made.
-    """
-    world = dist.group.WORLD if dist.is_initialized() else None
-    if not isinstance(choice, _registry.Choice):
-        choice = world.choice if isinstance(world, DevicesGroup) else _registry.choose("auto")
-    ranks = tuple(options.global_ranks_in_group) or tuple(range(options.group_size))
-    if os.environ.get("DEVICES_NO_PICKLE") == "1":
-        _torch.refuse_object_collectives(lambda group: isinstance(group, DevicesGroup), _pickle_refused)
-    rank, device = options.group_rank, my_device(choice.backend)
-    # A store outlives its groups: the keys of this one must not be those of another that these ranks had before.
-    members = hashlib.sha256(str(ranks).encode()).hexdigest()[:16]
-    openings = f"devices/{members}/{rank}"
-    prefix = f"devices/{members}/{options.store.add(openings, 1)}"
-    try:
-        store = Store(dist.PrefixStore(prefix, options.store))
-        return DevicesGroup(Group(ranks, rank, device, store, options.timeout, options.group_id), choice)
-    except BaseException:
-        # Another try of this rank alone must meet the others' first.
-        options.store.add(openings, -1)
-        raise
-
-
-def _pickle_refused() -> UnsupportedError:
-    return UnsupportedError(
-        "DEVICES_NO_PICKLE=1 refuses torch's object collectives, which pickle; "
-        "exchange tensors by devices.all_gather, or JSON through a file"
-    )

@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 
 from devices._backend import Pending
-from devices.algorithms.verbs import Verbs
+from devices.algorithms.observed import AnyVerbs
 from devices.errors import UnsupportedError
 
 Tensor = torch.Tensor
@@ -49,7 +49,7 @@ class Call:
             return self.counts[rank]
         return given
 
-    def start(self, verbs: Verbs, given: Tensor, into: Tensor | None, *, async_op: bool) -> tuple[Pending, Tensor]:
+    def start(self, verbs: AnyVerbs, given: Tensor, into: Tensor | None, *, async_op: bool) -> tuple[Pending, Tensor]:
         """Start the verb on the flat `given`, and return what is pending and the flat result to be.
 
         Args:
@@ -141,7 +141,7 @@ class _Differentiable(torch.autograd.Function):
     """A call as a node of torch's graph. Its backward is a call too, so gradients of gradients are right."""
 
     @staticmethod
-    def forward(ctx: Any, given: Tensor, run: tuple[Call, Verbs, list[Pending], bool]) -> Tensor:
+    def forward(ctx: Any, given: Tensor, run: tuple[Call, AnyVerbs, list[Pending], bool]) -> Tensor:
         # One tuple, for autograd takes its time over each argument.
         call, verbs, pendings, async_op = run
         ctx.call, ctx.verbs = call, verbs
@@ -157,7 +157,7 @@ class _Differentiable(torch.autograd.Function):
 
 
 def differentiable(
-    given: Tensor, call: Call, verbs: Verbs, pendings: list[Pending], *, async_op: bool = False
+    given: Tensor, call: Call, verbs: AnyVerbs, pendings: list[Pending], *, async_op: bool = False
 ) -> Tensor:
     """Start `call` as a node of torch's graph, add what is pending to `pendings`, and return the result to be."""
     result: Tensor = _Differentiable.apply(given, (call, verbs, pendings, async_op))  # type: ignore[no-untyped-call]

@@ -8,10 +8,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from devices import _observing
 from devices._backend import Capabilities, Device, Group
 from devices._c10d import DevicesGroup
 from devices._process_group import ProcessGroupCommunicator
 from devices._store import Store
+from devices.algorithms.observed import AnyVerbs
 from devices.algorithms.verbs import Verbs
 from devices.errors import ArgumentError, DevicesError, MeshError, WorldError
 
@@ -69,27 +71,28 @@ def _who() -> str:
     return f"rank {dist.get_rank()} of {dist.get_world_size()}"
 
 
-def verbs_over(group: GroupLike, like: torch.Tensor) -> Verbs:
+def verbs_over(group: GroupLike, like: torch.Tensor) -> AnyVerbs:
     """Return the verbs of `group` for tensors on the kind of device that `like` is on."""
     # `device.type` makes a string each time.
     return _verbs_on(process_group(group), "cpu" if like.is_cpu else like.device.type)
 
 
-def own_verbs(group: GroupLike) -> Verbs:
+def own_verbs(group: GroupLike) -> AnyVerbs:
     """Return the verbs of `group` for tensors on the kind of device that the group is of."""
     found = process_group(group)
     if isinstance(found, DevicesGroup):
-        return found.verbs
+        return found.verbs_on(found.group.device.type, is_ours=True)
     accelerator = torch.accelerator.current_accelerator()
     has_own = accelerator is not None and _transports(found).get(accelerator.type, "gloo") != "gloo"
     return _verbs_on(found, accelerator.type if accelerator is not None and has_own else "cpu")
 
 
-def _verbs_on(group: dist.ProcessGroup, kind: str) -> Verbs:
+def _verbs_on(group: dist.ProcessGroup, kind: str) -> AnyVerbs:
     if isinstance(group, DevicesGroup):
-        return group.verbs_on(kind)
+        return group.verbs_on(kind, is_ours=True)
     by_kind = _adopted.get(group, {}) if _is_open(group) else {}
-    return by_kind.get(kind) or _adopt(group, kind)
+    verbs = by_kind.get(kind) or _adopt(group, kind)
+    return _observing.observed(verbs, is_ours=True) if _observing.is_on else verbs
 
 
 def compiled_group(group: GroupLike) -> tuple[str, int, int]:

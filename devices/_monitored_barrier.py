@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from devices._backend import Group
 from devices.errors import CollectiveError, CollectiveTimeoutError
-
-if TYPE_CHECKING:
-    from torch.distributed import Store
 
 
 def monitored_barrier(group: Group, number: int, timeout: timedelta | None, wait_all_ranks: bool) -> None:
@@ -26,19 +22,19 @@ def monitored_barrier(group: Group, number: int, timeout: timedelta | None, wait
         CollectiveTimeoutError: on rank 0, some ranks did not come, or, elsewhere, rank 0 did not.
         CollectiveError: elsewhere, rank 0 came and missed others.
     """
-    store, prefix = group.store.torch, f"monitored_barrier/{number}"
+    store, prefix = group.store, f"monitored_barrier/{number}"
     limit = group.timeout if timeout is None else timeout
     deadline = time.monotonic() + limit.total_seconds()
     if group.rank != 0:
         store.set(f"{prefix}/{group.rank}", "here")
-        if not _comes(store, f"{prefix}/outcome", deadline):
+        if not store.comes(f"{prefix}/outcome", deadline - time.monotonic()):
             raise CollectiveTimeoutError(f"{group}: monitored_barrier: rank 0 did not come within {limit}")
-        if missing := store.get(f"{prefix}/outcome").decode():
+        if missing := store.get(f"{prefix}/outcome"):
             raise CollectiveError(f"{group}: monitored_barrier: this rank came, but rank 0 missed {missing}")
         return
     absent: list[int] = []
     for rank in range(1, group.size):
-        if not _comes(store, f"{prefix}/{rank}", deadline):
+        if not store.comes(f"{prefix}/{rank}", deadline - time.monotonic()):
             absent.append(rank)
             if not wait_all_ranks:
                 break
@@ -50,23 +46,3 @@ def monitored_barrier(group: Group, number: int, timeout: timedelta | None, wait
             f"Rank 0 timed out in monitoredBarrier: {names} of {group.size} did not come within {limit} "
             f"(group {group.name!r})"
         )
-
-
-def _comes(store: Store, key: str, deadline: float) -> bool:
-    """Return whether `key` is in the store, or comes to be before the deadline."""
-    if store.check([key]):
-        return True
-    left = deadline - time.monotonic()
-    # The stores count in milliseconds, and some take none to mean for ever.
-    if left < 0.001:
-        return False
-    try:
-        store.wait([key], timedelta(seconds=left))
-    except Exception:
-        # Each kind of store has its own error for a wait that was too long.
-        if store.check([key]):
-            return True
-        if time.monotonic() < deadline - 0.01:
-            raise
-        return False
-    return True

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 from devices._backend import Backend, Probe
 from devices.errors import PluginError
@@ -71,14 +72,22 @@ def probe_in_child(entry_point: EntryPoint, name: str, deadline: float = DEADLIN
         if status != 0:
             raise PluginError(f"backend {name!r}: its probe's process {_ending(status)}{_colon(last_words)}")
         answer.seek(0)
-        return _decode(name, answer.read())
+        try:
+            said = json.load(answer)
+        except ValueError:
+            raise PluginError(f"backend {name!r}: its probe's process ended before it answered") from None
+        return decode(said)
 
 
-def _decode(name: str, answer: bytes) -> Probe:
-    try:
-        said = json.loads(answer)
-    except ValueError:
-        raise PluginError(f"backend {name!r}: its probe's process ended before it answered") from None
+def encode(outcome: Probe | PluginError) -> dict[str, Any]:
+    """Return what came of a probe, for JSON to carry to another process."""
+    if isinstance(outcome, PluginError):
+        return {"error": str(outcome)}
+    return {"present": bool(outcome.present), "reason": str(outcome.reason)}
+
+
+def decode(said: dict[str, Any]) -> Probe:
+    """Return the probe that `encode` was given, or raise the `PluginError`."""
     if "error" in said:
         raise PluginError(said["error"])
     return Probe(present=said["present"], reason=said["reason"])

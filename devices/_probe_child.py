@@ -6,7 +6,8 @@ import json
 import os
 from importlib.metadata import EntryPoint
 
-from devices._probe import probe_here
+from devices._backend import Probe
+from devices._probe import encode, probe_here
 from devices._registry import load_alone
 from devices.errors import PluginError
 
@@ -16,12 +17,12 @@ def main(entry_name: str, entry_value: str, backend: str) -> None:
     # What the plugin prints goes to stderr, so that stdout holds the answer alone.
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    found: Probe | PluginError
     try:
         found = probe_here(load_alone(EntryPoint(entry_name, entry_value, "devices"), backend))
-        said = {"present": bool(found.present), "reason": str(found.reason)}
     except PluginError as error:
-        said = {"error": str(error)}
-    json.dump(said, answer)
+        found = error
+    json.dump(encode(found), answer)
     answer.close()
     # The question is answered: threads and exit handlers of the plugin are not waited for.
     os._exit(0)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, final
 
@@ -18,6 +19,8 @@ import pluggy
 from devices import _hookspecs
 from devices._backend import INTERFACE_VERSION, Backend, Device, Probe
 from devices._probe import probe_here, probe_in_child
+from devices._probe_per_host import probe_once_per_host
+from devices._store import Store
 from devices.errors import BackendNotFoundError, BackendUnavailableError, DevicesError, PluginError, did_you_mean
 
 GROUP = "devices"
@@ -25,6 +28,9 @@ GROUP = "devices"
 
 OWN_DISTRIBUTION = "devices"
 """Its plugins load first, so that no other can take their names, and are trusted to probe in this process."""
+
+Meet = Callable[[], Store]
+"""Returns the store that the ranks share, having waited for them if need be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,19 +127,27 @@ def backend(name: str) -> Backend:
     raise BackendNotFoundError(_not_found(state, name))
 
 
-def probe(name: str) -> Probe:
+def probe(name: str, meet: Meet | None = None) -> Probe:
     """Return whether backend `name` is present, and why; asked once in a process.
+
+    Args:
+        name: the backend's.
+        meet: called where a child process is to probe, so that one does it for all ranks of a host.
 
     Raises:
         BackendNotFoundError: no plugin provides it.
         PluginError: its plugin is broken, or its probe raised, died or came late.
     """
     backend(name)
+    state = _state()
+    is_shared = meet is not None and name not in state.probes and not _is_own(state, name)
+    # Not under the lock, which another rank of this process may need before it comes to meet this one.
+    store = meet() if meet is not None and is_shared else None
     with _lock:
         state = _state()
         if name not in state.probes:
             try:
-                state.probes[name] = _ask(state, name)
+                state.probes[name] = _ask(state, name, store)
             except PluginError as error:
                 state.probes[name] = error
         found = state.probes[name]
@@ -173,20 +187,21 @@ def auto_order() -> tuple[str, ...]:
     return tuple(name for _, name in sorted(ranked, key=lambda each: -each[0]))
 
 
-def outcome(name: str) -> Probe:
+def outcome(name: str, meet: Meet | None = None) -> Probe:
     """Return the probe of backend `name`, one that failed as an absence."""
     try:
-        return probe(name)
+        return probe(name, meet)
     except PluginError as error:
         return Probe(present=False, reason=str(error))
 
 
-def choose(asked: str = "auto") -> Choice:
+def choose(asked: str = "auto", meet: Meet | None = None) -> Choice:
     """Return the backend to use, and why.
 
     Args:
         asked: a backend's name; or "auto" for the one that DEVICES_BACKEND names, if it is set, and else for
             the present backend of the highest priority.
+        meet: as `probe` takes it.
 
     Raises:
         BackendNotFoundError: no plugin provides what was asked for.
@@ -194,12 +209,12 @@ def choose(asked: str = "auto") -> Choice:
         PluginError: the plugin of what was asked for is broken.
     """
     if asked != "auto":
-        return _choose_named(asked, "asked for by name")
+        return _choose_named(asked, "asked for by name", meet)
     wanted = os.environ.get("DEVICES_BACKEND", "").strip()
     if wanted in ("", "auto"):
-        return _choose_best()
+        return _choose_best(meet)
     try:
-        return _choose_named(wanted, f"DEVICES_BACKEND={wanted} asked for it")
+        return _choose_named(wanted, f"DEVICES_BACKEND={wanted} asked for it", meet)
     except DevicesError as error:
         raise type(error)(f"DEVICES_BACKEND={wanted}: {error}") from error
 
@@ -237,8 +252,8 @@ def load_alone(entry_point: EntryPoint, name: str) -> Backend:
     return state.backends[name]
 
 
-def _choose_named(name: str, reason: str) -> Choice:
-    found = probe(name)
+def _choose_named(name: str, reason: str, meet: Meet | None) -> Choice:
+    found = probe(name, meet)
     if not found.present:
         raise BackendUnavailableError(
             f"backend {name!r} is installed, but not available here: {found.reason}. `devices doctor` says more"
@@ -246,12 +261,12 @@ def _choose_named(name: str, reason: str) -> Choice:
     return Choice(backend(name), reason, ((name, found),))
 
 
-def _choose_best() -> Choice:
+def _choose_best(meet: Meet | None) -> Choice:
     state = _state()
     considered: list[tuple[str, Probe]] = []
     for name in auto_order():
         absent = [other for other, _ in considered]
-        considered.append((name, outcome(name)))
+        considered.append((name, outcome(name, meet)))
         if considered[-1][1].present:
             why = f"{', '.join(absent)} would come before it" if absent else "it has the highest priority"
             return Choice(state.backends[name], f"the best that is present; {why}", tuple(considered))
@@ -261,11 +276,15 @@ def _choose_best() -> Choice:
     raise BackendUnavailableError(f"no backend is available here:{listed}{_hint(state)}")
 
 
-def _ask(state: _State, name: str) -> Probe:
-    entry_point = state.origins[name]
-    if _distribution(entry_point)[0] == OWN_DISTRIBUTION:
+def _ask(state: _State, name: str, store: Store | None) -> Probe:
+    if _is_own(state, name):
         return probe_here(state.backends[name])
-    return probe_in_child(entry_point, name)
+    in_child = partial(probe_in_child, state.origins[name], name)
+    return in_child() if store is None else probe_once_per_host(store, name, in_child)
+
+
+def _is_own(state: _State, name: str) -> bool:
+    return _distribution(state.origins[name])[0] == OWN_DISTRIBUTION
 
 
 def _state() -> _State:

@@ -11,7 +11,7 @@ import torch
 from devices._groups import GroupLike, own_verbs
 from devices._packing import Tensor, Tensors
 from devices._verb import Verb
-from devices.algorithms.verbs import Verbs
+from devices.algorithms.observed import AnyVerbs
 from devices.errors import ArgumentError, DevicesError
 
 _FRAME = 1024
@@ -66,7 +66,7 @@ def _description(x: Tensors, verb: Verb) -> dict[str, Any]:
     }
 
 
-def _described(found: dict[str, Any], verbs: Verbs) -> Tensors:
+def _described(found: dict[str, Any], verbs: AnyVerbs) -> Tensors:
     """Return tensors of the described shapes that take no memory, for nothing of them is read."""
     device = verbs.group.device
     where = torch.device(device.type, device.index) if device.type == found["device"] != "cpu" else found["device"]
@@ -82,7 +82,7 @@ def _described(found: dict[str, Any], verbs: Verbs) -> Tensors:
     return tensors[0]
 
 
-def _share(verbs: Verbs, value: dict[str, Any] | None, src: int) -> dict[str, Any]:
+def _share(verbs: AnyVerbs, value: dict[str, Any] | None, src: int) -> dict[str, Any]:
     """Return `src`'s `value`, which is JSON, on every rank."""
     data = b"" if value is None else json.dumps(value).encode()
     head = len(data).to_bytes(8, "little") + data
@@ -95,7 +95,7 @@ def _share(verbs: Verbs, value: dict[str, Any] | None, src: int) -> dict[str, An
     return found
 
 
-def _broadcast(verbs: Verbs, data: bytes, src: int) -> bytes:
+def _broadcast(verbs: AnyVerbs, data: bytes, src: int) -> bytes:
     kind, index = verbs.group.device.type, verbs.group.device.index
     tensor: Tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     there = tensor if kind == "cpu" else tensor.to(torch.device(kind, index))

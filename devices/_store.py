@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, final
 
 if TYPE_CHECKING:
@@ -27,3 +29,26 @@ class Store:
     def get(self, key: str) -> Any:
         """Return the value of `key`, waiting for it up to the store's timeout."""
         return json.loads(self.torch.get(key))
+
+    def add(self, key: str, amount: int) -> int:
+        """Add `amount` to the whole number at `key`, 0 at first, and return the sum: of two ranks, one has it first."""
+        return self.torch.add(key, amount)
+
+    def comes(self, key: str, seconds: float) -> bool:
+        """Return whether `key` is set, or comes to be within that many seconds."""
+        deadline = time.monotonic() + seconds
+        if self.torch.check([key]):
+            return True
+        # The stores count in milliseconds, and some take none to mean for ever.
+        if seconds < 0.001:
+            return False
+        try:
+            self.torch.wait([key], timedelta(seconds=seconds))
+        except Exception:
+            # Each kind of store has its own error for a wait that was too long.
+            if self.torch.check([key]):
+                return True
+            if time.monotonic() < deadline - 0.01:
+                raise
+            return False
+        return True

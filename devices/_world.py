@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import os
 from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, final
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from devices import _autoload, _registry
 from devices._c10d import DevicesGroup
 from devices._mesh import mesh_shape
 from devices._open import my_device
+from devices._store import Store
 from devices.errors import ArgumentError, WorldError
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-_current: World | None = None
-_openings = itertools.count()
+_open: WeakKeyDictionary[dist.ProcessGroup, World] = WeakKeyDictionary()
+"""The open world over each default process group that torch has: one, unless torch keeps one for each thread."""
 
 
 @final
@@ -47,7 +49,6 @@ class World:
         self._owns_group = owns_group
         self._choice = choice
         self._note = note
-        self._closed = False
 
     def mesh(self, axes: Mapping[str, int]) -> DeviceMesh:
         """Return a `DeviceMesh` of all ranks with the named axes, the last one varying fastest.
@@ -70,21 +71,23 @@ class World:
 
     def close(self) -> None:
         """Close the world: its groups are given back. Closing twice does nothing."""
-        global _current
-        if self._closed:
+        if not self._is_open:
             return
-        self._closed = True
-        if _current is self:
-            _current = None
-        if self._owns_group and dist.is_initialized():
+        del _open[_default_group()]
+        if self._owns_group:
             dist.destroy_process_group()
 
     def explain(self) -> str:
         """Return which backend was chosen and why, and how the ranks found each other."""
         return f"{self._choice}\nrank {self.rank} of {self.size} on {self.device}: {self._note}"
 
+    @property
+    def _is_open(self) -> bool:
+        """Whether this world was not closed, nor its process group destroyed without us."""
+        return _current() is self
+
     def _check_open(self) -> None:
-        if self._closed:
+        if not self._is_open:
             raise WorldError(f"rank {self.rank} of {self.size}: this world is closed; open another by devices.init()")
 
     def __enter__(self) -> World:
@@ -95,7 +98,7 @@ class World:
         self.close()
 
     def __repr__(self) -> str:
-        state = ", closed" if self._closed else ""
+        state = "" if self._is_open else ", closed"
         return f"World(rank={self.rank}, size={self.size}, backend={self.backend!r}, device={self.device}{state})"
 
 
@@ -120,33 +123,51 @@ def init(backend: str = "auto", *, timeout: timedelta | float = 600.0) -> World:
     ...     (world.rank, world.size)
     (0, 1)
     """
-    global _current
-    if _current is not None:
-        raise WorldError(f"{_current!r} is open; close it before you open another")
+    if (already := _current()) is not None:
+        raise WorldError(f"{already!r} is open; close it before you open another")
     limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
     if limit <= timedelta(0):
         raise ArgumentError(f"timeout must be positive, got {timeout!r}")
-    choice = _registry.choose(backend)
-    if dist.is_initialized():
-        _current = _adopt(choice, asked=backend)
-        return _current
+    return opened(_adopt(backend) if dist.is_initialized() else _launch(backend, limit))
+
+
+def opened(world: World) -> World:
+    """Return `world`, which is over torch's default process group, as the open one."""
+    _open[_default_group()] = world
+    return world
+
+
+def _current() -> World | None:
+    """Return the open world, if there is one."""
+    group = dist.group.WORLD
+    return None if group is None else _open.get(group)
+
+
+def _default_group() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
+def _launch(asked: str, timeout: timedelta) -> World:
+    """Return a world over a process group of our own."""
+    # The ranks meet before the choice only where it depends on what one of them finds out for all of its host.
+    meet = functools.cache(lambda: _rendezvous(timeout))
+    choice = _registry.choose(asked, lambda: Store(meet()[0]))
     _autoload.register()
     device = my_device(choice.backend)
     if device.type != "cpu":
         torch.get_device_module(device.type).set_device(device.index)
-    store, rank, size, note = _rendezvous(limit)
-    dist.init_process_group("devices", store=store, rank=rank, world_size=size, timeout=limit, pg_options=choice)
-    _current = World(choice, device, owns_group=True, note=note)
-    return _current
+    store, rank, size, note = meet()
+    dist.init_process_group("devices", store=store, rank=rank, world_size=size, timeout=timeout, pg_options=choice)
+    return World(choice, device, owns_group=True, note=note)
 
 
 def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:
     """Return a store shared by all ranks, this rank, the number of ranks, and how they met."""
-    # A second world in the same processes must not read the first one's keys.
-    prefix = f"devices/{next(_openings)}"
     found = [name for name in _TORCHRUN if name in os.environ]
     if not found:
-        return dist.PrefixStore(prefix, dist.HashStore()), 0, 1, "no launcher, so a world of one"
+        return dist.HashStore(), 0, 1, "no launcher, so a world of one"
     if missing := [name for name in _TORCHRUN if name not in os.environ]:
         raise WorldError(
             f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} set, but {', '.join(missing)} "
@@ -158,6 +179,8 @@ def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:
         raise WorldError(f"RANK is {rank} and WORLD_SIZE is {size}; ranks go from 0 to WORLD_SIZE - 1")
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
     store.set_timeout(timeout)
+    # A second world of the same ranks must not read the first one's keys.
+    prefix = f"devices/{store.add(f'devices/openings/{rank}', 1)}"
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     return dist.PrefixStore(prefix, store), rank, size, f"{size} ranks met at {address}"
 
@@ -169,9 +192,10 @@ def _whole_number(name: str) -> int:
         raise WorldError(f"{name} is {os.environ[name]!r}, not a whole number") from None
 
 
-def _adopt(choice: _registry.Choice, *, asked: str) -> World:
+def _adopt(asked: str) -> World:
     """Return a world over the process group that torch has already."""
-    group = dist.group.WORLD
+    group = _default_group()
+    choice = _registry.choose(asked, lambda: Store(group.get_group_store()))
     if isinstance(group, DevicesGroup):
         if asked not in ("auto", group.choice.backend.name):
             raise WorldError(
@@ -190,4 +214,5 @@ def explain() -> str:
     >>> print(devices.explain())  # doctest: +ELLIPSIS
     backend ...
     """
-    return _current.explain() if _current is not None else str(_registry.choose())
+    world = _current()
+    return world.explain() if world is not None else str(_registry.choose())

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 import devices
+import devices.testing
 from devices.errors import ArgumentError, BackendNotFoundError, MeshError, WorldError
 
 
@@ -44,6 +45,33 @@ def test_closing_twice_does_nothing_and_a_closed_world_says_so() -> None:
         pass
     with pytest.raises(WorldError, match="no world is open"):
         devices.all_reduce(torch.ones(1))
+
+
+def test_a_world_whose_group_was_destroyed_without_it_is_closed_and_keeps_no_other_from_opening() -> None:
+    world = devices.init()
+    dist.destroy_process_group()
+    with pytest.raises(WorldError, match="is closed"):
+        world.mesh({"dp": 1})
+    assert "rank 0 of 1" not in devices.explain()
+    with devices.init():
+        world.close()
+        assert devices.all_reduce(torch.ones(2)).tolist() == [1.0, 1.0]
+
+
+def _each_has_its_own(world: devices.World) -> tuple[str, str]:
+    with pytest.raises(WorldError, match=f"rank={world.rank}, size=3.* is open; close it"):
+        devices.init()
+    if world.rank == 1:
+        world.close()
+    else:
+        dist.barrier(dist.new_group([0, 2], use_local_synchronization=True))
+    return devices.explain().rpartition("\n")[2], repr(world)
+
+
+def test_where_torch_has_a_world_for_each_thread_so_have_we() -> None:
+    for rank, (told, shown) in enumerate(devices.testing.run(_each_has_its_own, ranks=3)):
+        assert told.startswith(f"rank {rank} of 3") == (rank != 1)
+        assert ("closed" in shown) == (rank == 1)
 
 
 def test_an_unknown_backend_is_an_error_that_names_the_near_one() -> None:

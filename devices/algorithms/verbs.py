@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, final
+from typing import final
 
 import torch
 
 from devices._backend import Capabilities, Communicator, Group, Message, Pending, PendingFrom
 from devices.algorithms.arithmetic import MEANINGFUL, Carrier, check_reduction
 from devices.algorithms.by_gather import native_carrier
-from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.algorithms.lowerings import compose, own_verbs
+from devices.algorithms.requirements import Requirements
+from devices.algorithms.runner import Runner, Start
+from devices.algorithms.started import DONE, Started, StartedFrom, failure
 from devices.algorithms.transport import Transport
-from devices.algorithms.worker import Job, Worker
-from devices.errors import (
-    ArgumentError,
-    CollectiveError,
-    CollectiveTimeoutError,
-    DevicesError,
-    PluginError,
-    UnsupportedError,
-    WorldError,
-)
+from devices.errors import DevicesError, PluginError, UnsupportedError, WorldError
 
 Tensor = torch.Tensor
-
-
-@final
-class _Done:
-    def wait(self) -> None:
-        pass
-
-    def is_completed(self) -> bool:
-        return True
-
-
-DONE = _Done()
-"""What a verb returns that was done before it returned."""
 
 
 @final
@@ -69,8 +48,8 @@ class Verbs:
         self.capabilities = capabilities
         self._communicator = communicator
         self._size, self._rank = group.size, group.rank
-        self._worker: Worker | None = None
-        self._is_closed = self._is_aborted = False
+        self._require = Requirements(group)
+        self._is_closed = False
         # The pairs of op and dtype that all_reduce needs to do nothing for, and those that it hands on as they are.
         self._alone: frozenset[tuple[str, torch.dtype]] = frozenset()
         self._direct: frozenset[tuple[str, torch.dtype]] = frozenset()
@@ -86,6 +65,7 @@ class Verbs:
         device = torch.device(kind) if kind == "cpu" else torch.device(kind, index)
         self._lowered = compose(communicator)
         self._own = own_verbs(communicator)
+        self._runner = Runner(group, device)
         self._on = Transport(communicator, self._rank, self._size, device, capabilities.reductions)
         if "all_reduce" in self._own:
             self._direct = frozenset(pair for pair in MEANINGFUL if self._on.reduces(*pair))
@@ -96,18 +76,18 @@ class Verbs:
         pair = op, tensor.dtype
         if pair in self._alone:
             return DONE
-        if pair in self._direct and (self._worker is None or not self._worker.is_busy) and tensor.numel():
+        if pair in self._direct and ((worker := self._runner.worker) is None or not worker.is_busy) and tensor.numel():
             if tensor.requires_grad:
                 tensor = tensor.detach()
             try:
                 pending = self._start_all_reduce(tensor, op)
                 if async_op:
-                    return _Started(self, "all_reduce", pending, None)
+                    return Started(self.group, "all_reduce", pending)
                 pending.wait()
             except DevicesError:
                 raise
             except Exception as error:
-                raise self._failure("all_reduce", error) from error
+                raise failure(self.group, "all_reduce", error) from error
             return DONE
         self._require_open("all_reduce")
         check_reduction(op, tensor.dtype)
@@ -115,8 +95,8 @@ class Verbs:
             return DONE
         carrier = self._native_carrier("all_reduce", op, tensor.dtype)
         if carrier is not None:
-            return self._native("all_reduce", partial(self._reduce_carried, carrier, tensor), async_op)
-        return self._compose("all_reduce", partial(self._reduce_composed, tensor, op), async_op)
+            return self._runner.native("all_reduce", partial(self._reduce_carried, carrier, tensor), async_op)
+        return self._runner.compose("all_reduce", partial(self._reduce_composed, tensor, op), async_op)
 
     def all_gather(
         self, output: Tensor, input: Tensor, counts: Sequence[int] | None = None, *, async_op: bool = False
@@ -126,19 +106,21 @@ class Verbs:
         is_plain = counts is None and output.dtype == input.dtype and verb in self._own
         if is_plain and 0 < output.numel() == self._size * input.numel():
             # The common case, at the least cost.
-            return self._hand_on(verb, self._on.communicator.all_gather, (_bytes(output), _bytes(input)), async_op)
+            return self._runner.hand_on(
+                verb, self._on.communicator.all_gather, (_bytes(output), _bytes(input)), async_op
+            )
         self._require_open(verb)
-        sizes, is_even = self._sizes(verb, counts, input.numel())
-        self._require_size(verb, "input", input, sizes[self._rank])
-        self._require_size(verb, "output", output, sum(sizes))
-        self._require_same_dtype(verb, output, input)
+        sizes, is_even = self._require.sizes(verb, counts, input.numel())
+        self._require.size(verb, "input", input, sizes[self._rank])
+        self._require.size(verb, "output", output, sum(sizes))
+        self._require.same_dtype(verb, output, input)
         if self._size == 1:
             return _copy(input, output)
         if not output.numel():
             return DONE
         args = _bytes(output), _bytes(input)
         if is_even and verb in self._own:
-            return self._hand_on(verb, self._on.communicator.all_gather, args, async_op)
+            return self._runner.hand_on(verb, self._on.communicator.all_gather, args, async_op)
         return self._move(verb, (*args, _scaled(sizes, output)), async_op)
 
     def reduce_scatter(
@@ -154,18 +136,18 @@ class Verbs:
         verb = "reduce_scatter"
         self._require_open(verb)
         check_reduction(op, input.dtype)
-        sizes, is_even = self._sizes(verb, counts, output.numel())
-        self._require_size(verb, "input", input, sum(sizes))
-        self._require_size(verb, "output", output, sizes[self._rank])
-        self._require_same_dtype(verb, output, input)
+        sizes, is_even = self._require.sizes(verb, counts, output.numel())
+        self._require.size(verb, "input", input, sum(sizes))
+        self._require.size(verb, "output", output, sizes[self._rank])
+        self._require.same_dtype(verb, output, input)
         if self._size == 1:
             return _copy(input, output)
         if not input.numel():
             return DONE
         carrier = self._native_carrier(verb, op, input.dtype) if is_even else None
         if carrier is not None:
-            return self._native(verb, partial(self._reduce_scatter_carried, carrier, output, input), async_op)
-        return self._compose(verb, partial(self._reduce_scatter_composed, output, input, op, sizes), async_op)
+            return self._runner.native(verb, partial(self._reduce_scatter_carried, carrier, output, input), async_op)
+        return self._runner.compose(verb, partial(self._reduce_scatter_composed, output, input, op, sizes), async_op)
 
     def all_to_all(
         self,
@@ -182,44 +164,46 @@ class Verbs:
         """
         verb = "all_to_all"
         self._require_open(verb)
-        received, _ = self._sizes(verb, output_counts, output.numel() // self._size)
-        sent, _ = self._sizes(verb, input_counts, input.numel() // self._size)
-        self._require_size(verb, "output", output, sum(received))
-        self._require_size(verb, "input", input, sum(sent))
-        self._require_same_dtype(verb, output, input)
+        received, _ = self._require.sizes(verb, output_counts, output.numel() // self._size)
+        sent, _ = self._require.sizes(verb, input_counts, input.numel() // self._size)
+        self._require.size(verb, "output", output, sum(received))
+        self._require.size(verb, "input", input, sum(sent))
+        self._require.same_dtype(verb, output, input)
         if received[self._rank] != sent[self._rank]:
-            raise self._wrong(verb, f"sends itself {sent[self._rank]} elements and expects {received[self._rank]}")
+            raise self._require.wrong(
+                verb, f"sends itself {sent[self._rank]} elements and expects {received[self._rank]}"
+            )
         if self._size == 1:
             return _copy(input, output)
         args = (_bytes(output), _bytes(input), _scaled(received, output), _scaled(sent, input))
         if verb in self._own:
-            return self._hand_on(verb, self._on.communicator.all_to_all, args, async_op)
+            return self._runner.hand_on(verb, self._on.communicator.all_to_all, args, async_op)
         return self._move(verb, args, async_op)
 
     def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> Pending:
         """Replace `tensor` by that of rank `src`."""
         verb = "broadcast"
         self._require_open(verb)
-        self._require_rank(verb, "src", src)
+        self._require.rank(verb, "src", src)
         if self._size == 1 or not tensor.numel():
             return DONE
         data = _bytes(tensor)
         if verb in self._own:
-            return self._hand_on(verb, self._on.communicator.broadcast, (data, src), async_op)
+            return self._runner.hand_on(verb, self._on.communicator.broadcast, (data, src), async_op)
         return self._move(verb, (data, src), async_op)
 
     def reduce(self, tensor: Tensor, dst: int, op: str = "sum", *, async_op: bool = False) -> Pending:
         """Replace `tensor` on rank `dst` by the reduction over all ranks."""
         verb = "reduce"
         self._require_open(verb)
-        self._require_rank(verb, "dst", dst)
+        self._require.rank(verb, "dst", dst)
         check_reduction(op, tensor.dtype)
         if self._size == 1 or not tensor.numel():
             return DONE
         carrier = self._native_carrier(verb, op, tensor.dtype)
         if carrier is not None:
-            return self._native(verb, partial(self._reduce_carried, carrier, tensor, dst), async_op)
-        return self._compose(verb, partial(self._reduce_composed, tensor, op, dst), async_op)
+            return self._runner.native(verb, partial(self._reduce_carried, carrier, tensor, dst), async_op)
+        return self._runner.compose(verb, partial(self._reduce_composed, tensor, op, dst), async_op)
 
     def gather(
         self,
@@ -233,19 +217,19 @@ class Verbs:
         """Fill `output` on rank `dst` with every rank's `input`, in rank order; elsewhere `output` is None."""
         verb = "gather"
         self._require_open(verb)
-        self._require_rank(verb, "dst", dst)
-        sizes, is_even = self._sizes(verb, counts, input.numel())
-        self._require_size(verb, "input", input, sizes[self._rank])
-        self._require_at_root(verb, "output", output, dst, sum(sizes))
+        self._require.rank(verb, "dst", dst)
+        sizes, is_even = self._require.sizes(verb, counts, input.numel())
+        self._require.size(verb, "input", input, sizes[self._rank])
+        self._require.at_root(verb, "output", output, dst, sum(sizes))
         if output is not None:
-            self._require_same_dtype(verb, output, input)
+            self._require.same_dtype(verb, output, input)
             if self._size == 1:
                 return _copy(input, output)
         if not sum(sizes):
             return DONE
         args = None if output is None else _bytes(output), _bytes(input), dst
         if is_even and verb in self._own:
-            return self._hand_on(verb, self._on.communicator.gather, args, async_op)
+            return self._runner.hand_on(verb, self._on.communicator.gather, args, async_op)
         return self._move(verb, (*args, _scaled(sizes, input)), async_op)
 
     def scatter(
@@ -260,19 +244,19 @@ class Verbs:
         """Fill `output` with this rank's part of rank `src`'s `input`; elsewhere `input` is None."""
         verb = "scatter"
         self._require_open(verb)
-        self._require_rank(verb, "src", src)
-        sizes, is_even = self._sizes(verb, counts, output.numel())
-        self._require_size(verb, "output", output, sizes[self._rank])
-        self._require_at_root(verb, "input", input, src, sum(sizes))
+        self._require.rank(verb, "src", src)
+        sizes, is_even = self._require.sizes(verb, counts, output.numel())
+        self._require.size(verb, "output", output, sizes[self._rank])
+        self._require.at_root(verb, "input", input, src, sum(sizes))
         if input is not None:
-            self._require_same_dtype(verb, output, input)
+            self._require.same_dtype(verb, output, input)
             if self._size == 1:
                 return _copy(input, output)
         if not sum(sizes):
             return DONE
         args = _bytes(output), None if input is None else _bytes(input), src
         if is_even and verb in self._own:
-            return self._hand_on(verb, self._on.communicator.scatter, args, async_op)
+            return self._runner.hand_on(verb, self._on.communicator.scatter, args, async_op)
         return self._move(verb, (*args, _scaled(sizes, output)), async_op)
 
     def permute(
@@ -288,16 +272,12 @@ class Verbs:
         """
         verb = "permute"
         self._require_open(verb)
-        for end, ranks in (("sends", [src for src, _ in pairs]), ("receives", [dst for _, dst in pairs])):
-            for rank in ranks:
-                self._require_rank(verb, "each rank of pairs", rank)
-            if len(set(ranks)) != len(ranks):
-                raise self._wrong(verb, f"a rank {end} more than once in {list(pairs)}")
+        self._require.permutation(verb, pairs)
         if any(dst == self._rank for _, dst in pairs):
             if output is None:
-                raise self._wrong(verb, "this rank receives something and needs an output, got None")
-            self._require_size(verb, "output", output, input.numel())
-            self._require_same_dtype(verb, output, input)
+                raise self._require.wrong(verb, "this rank receives something and needs an output, got None")
+            self._require.size(verb, "output", output, input.numel())
+            self._require.same_dtype(verb, output, input)
             if self._size == 1:
                 return _copy(input, output)
         else:
@@ -312,7 +292,7 @@ class Verbs:
         if self._size == 1:
             return DONE
         if "barrier" in self._own:
-            return self._hand_on("barrier", self._on.communicator.barrier, (), async_op)
+            return self._runner.hand_on("barrier", self._on.communicator.barrier, (), async_op)
         return self._move("barrier", (), async_op)
 
     def send(self, tensor: Tensor, dst: int, tag: int = 0, *, async_op: bool = False) -> Pending:
@@ -326,21 +306,21 @@ class Verbs:
     def recv_any(self, tensor: Tensor, tag: int = 0) -> PendingFrom:
         """Start to fill `tensor` with what the first rank to send something with that tag sends."""
         self._require_open("recv_any")
-        self._require_tag("recv_any", tag)
+        self._require.tag("recv_any", tag)
         if self._size == 1:
-            raise self._wrong("recv_any", "there is no other rank to receive from")
+            raise self._require.wrong("recv_any", "there is no other rank to receive from")
         communicator = self._on.communicator
         if type(communicator).recv_any is Communicator.recv_any:
             raise UnsupportedError(
-                f"{self._who()}: {type(communicator).__name__} cannot receive from any source; name one by src="
+                f"{self.group}: {type(communicator).__name__} cannot receive from any source; name one by src="
             )
         try:
             pending = communicator.recv_any(_bytes(tensor), tag)
         except DevicesError:
             raise
         except Exception as error:
-            raise self._failure("recv_any", error) from error
-        return _StartedFrom(_Started(self, "recv_any", pending, None), pending)
+            raise failure(self.group, "recv_any", error) from error
+        return StartedFrom(Started(self.group, "recv_any", pending), pending)
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, async_op: bool = False) -> Pending:
         """Do all sends and receives together, of tensors of any dtype; neither waits for the other."""
@@ -348,7 +328,8 @@ class Verbs:
 
     def abort(self) -> None:
         """Make every verb that is waiting here fail soon, and what is queued with it; callable from any thread."""
-        self._is_aborted = True
+        if self._size > 1:
+            self._runner.abort()
         if self._communicator is not None:
             self._communicator.abort()
 
@@ -359,105 +340,36 @@ class Verbs:
         self._is_closed = True
         self._alone = self._direct = frozenset()
         self._own = frozenset()
-        if self._worker is not None:
-            self._worker.close()
+        if self._size > 1:
+            self._runner.close()
         if self._communicator is not None:
             try:
                 self._communicator.close()
             except DevicesError:
                 raise
             except Exception as error:
-                raise self._failure("close", error) from error
+                raise failure(self.group, "close", error) from error
 
     # How verbs run.
 
-    def _is_busy(self) -> bool:
-        return self._worker is not None and self._worker.is_busy
-
-    def _hand_on(self, verb: str, start: Callable[..., Pending], args: tuple[Any, ...], async_op: bool) -> Pending:
-        """Run a verb of the communicator's own that needs nothing before or after."""
-        if self._worker is not None and self._worker.is_busy:
-            return self._enqueue(verb, lambda: _wait(start(*args)), async_op)
-        try:
-            pending = start(*args)
-            if async_op:
-                return _Started(self, verb, pending, None)
-            pending.wait()
-        except DevicesError:
-            raise
-        except Exception as error:
-            raise self._failure(verb, error) from error
-        return DONE
-
-    def _native(self, verb: str, start: Callable[[], _Start], async_op: bool) -> Pending:
-        """Run a reduction of the communicator's own: directly, or behind what is queued."""
-        if self._is_busy():
-
-            def run() -> None:
-                pending, finish = start()
-                pending.wait()
-                if finish is not None:
-                    finish()
-
-            return self._enqueue(verb, run, async_op)
-        try:
-            pending, finish = start()
-            if async_op:
-                return _Started(self, verb, pending, finish)
-            pending.wait()
-            if finish is not None:
-                finish()
-        except DevicesError:
-            raise
-        except Exception as error:
-            raise self._failure(verb, error) from error
-        return DONE
+    def _require_open(self, verb: str) -> None:
+        if self._is_closed:
+            raise WorldError(f"{self.group}: {verb} was called, but the group is closed")
 
     def _move(self, verb: str, args: tuple[object, ...], async_op: bool) -> Pending:
         """Compose a verb that only moves data."""
-        return self._compose(verb, partial(self._lowered[verb].run, self._on, *args), async_op)
-
-    def _compose(self, verb: str, run: Callable[[], None], async_op: bool) -> Pending:
-        if async_op or self._is_busy():
-            return self._enqueue(verb, run, async_op)
-        with torch.no_grad():
-            self._guard(verb, run)
-        return DONE
-
-    def _enqueue(self, verb: str, run: Callable[[], None], async_op: bool) -> Pending:
-        if self._worker is None:
-            self._worker = Worker(f"devices {self.group.name} {self._rank}")
-        job = Job(partial(self._guard, verb, run), self._on.device)
-        self._worker.submit(job)
-        if async_op:
-            return job
-        job.wait()
-        return DONE
-
-    def _guard(self, verb: str, run: Callable[[], None]) -> None:
-        """Run a verb, its errors wrapped."""
-        if self._is_aborted:
-            raise CollectiveError(f"{self._who()}: {verb} was not started: the group was aborted")
-        try:
-            run()
-        except DevicesError:
-            raise
-        except Exception as error:
-            raise self._failure(verb, error) from error
+        return self._runner.compose(verb, partial(self._lowered[verb].run, self._on, *args), async_op)
 
     def _exchange(self, verb: str, sends: Sequence[Message], recvs: Sequence[Message], async_op: bool) -> Pending:
         self._require_open(verb)
         for message in (*sends, *recvs):
-            self._require_rank(verb, "the peer", message.peer)
-            if message.peer == self._rank:
-                raise self._wrong(verb, "the peer is the rank itself; copy the tensor instead")
-            self._require_tag(verb, message.tag)
+            self._require.peer(verb, message.peer, message.tag)
         if not sends and not recvs:
             return DONE
         if "exchange" not in self._own:
             kind = type(self._communicator).__name__
             raise UnsupportedError(
-                f"{self._who()}: {kind} has no point-to-point messages, so {verb} cannot be done and nothing composes "
+                f"{self.group}: {kind} has no point-to-point messages, so {verb} cannot be done and nothing composes "
                 "it; use permute or broadcast, which all ranks call"
             )
         communicator = self._on.communicator
@@ -466,12 +378,12 @@ class Verbs:
         try:
             pending = communicator.exchange(out, into)
             if async_op:
-                return _Started(self, verb, pending, None)
+                return Started(self.group, verb, pending)
             pending.wait()
         except DevicesError:
             raise
         except Exception as error:
-            raise self._failure(verb, error) from error
+            raise failure(self.group, verb, error) from error
         return DONE
 
     # How reductions run.
@@ -484,7 +396,7 @@ class Verbs:
             self._carriers[pair] = native_carrier(self._on, op, dtype)
         return self._carriers[pair]
 
-    def _reduce_carried(self, carrier: Carrier, tensor: Tensor, dst: int | None = None) -> _Start:
+    def _reduce_carried(self, carrier: Carrier, tensor: Tensor, dst: int | None = None) -> Start:
         """Start the communicator's own all_reduce or, to `dst`, reduce."""
         data = carrier.encode(tensor)
         if dst is None:
@@ -505,7 +417,7 @@ class Verbs:
         if dst is None or dst == self._rank:
             carrier.decode(data, tensor, self._size)
 
-    def _reduce_scatter_carried(self, carrier: Carrier, output: Tensor, input: Tensor) -> _Start:
+    def _reduce_scatter_carried(self, carrier: Carrier, output: Tensor, input: Tensor) -> Start:
         data = carrier.encode(input)
         target = carrier.encode(output) if carrier.shares else data.new_empty(data.numel() // self._size)
         pending = self._on.communicator.reduce_scatter(target, data, carrier.op)
@@ -518,118 +430,6 @@ class Verbs:
         target = carrier.encode(output) if carrier.shares else data.new_empty(output.numel() * carrier.factor)
         lowering.run(self._on, target, data, carrier.op, [count * carrier.factor for count in counts])
         carrier.decode(target, output, self._size)
-
-    # What is wrong.
-
-    def _who(self) -> str:
-        return f"{self.group}"
-
-    def _wrong(self, verb: str, what: str) -> ArgumentError:
-        return ArgumentError(f"{self._who()}: {verb}: {what}")
-
-    def _failure(self, verb: str, error: Exception) -> CollectiveError:
-        text = str(error) or type(error).__name__
-        is_late = isinstance(error, TimeoutError) or "timed out" in text.lower() or "timeout" in text.lower()
-        kind = CollectiveTimeoutError if is_late else CollectiveError
-        return kind(f"{self._who()}: {verb} failed: {text}")
-
-    def _require_open(self, verb: str) -> None:
-        if self._is_closed:
-            raise WorldError(f"{self._who()}: {verb} was called, but the group is closed")
-
-    def _require_rank(self, verb: str, name: str, rank: int) -> None:
-        if not 0 <= rank < self._size:
-            raise self._wrong(verb, f"{name} must be a rank of the group, 0 to {self._size - 1}, got {rank}")
-
-    def _require_tag(self, verb: str, tag: int) -> None:
-        if not 0 <= tag < COLLECTIVE_TAG:
-            raise self._wrong(verb, f"a tag is at least 0 and below 2**30, got {tag}")
-
-    def _require_size(self, verb: str, name: str, tensor: Tensor, size: int) -> None:
-        if tensor.numel() != size:
-            raise self._wrong(verb, f"{name} must have {size} elements, got {tensor.numel()}")
-
-    def _require_same_dtype(self, verb: str, output: Tensor, input: Tensor) -> None:
-        if output.dtype != input.dtype:
-            raise self._wrong(verb, f"output is of {output.dtype}, input of {input.dtype}; they must be of one dtype")
-
-    def _require_at_root(self, verb: str, name: str, tensor: Tensor | None, root: int, size: int) -> None:
-        if self._rank == root:
-            if tensor is None:
-                raise self._wrong(verb, f"this rank is the root and needs an {name}, got None")
-            self._require_size(verb, name, tensor, size)
-        elif tensor is not None:
-            raise self._wrong(verb, f"{name} is for the root, rank {root}, alone; pass None on this rank")
-
-    def _sizes(self, verb: str, counts: Sequence[int] | None, even: int) -> tuple[Sequence[int], bool]:
-        """Return the number of elements of each rank's part, and whether all are equal."""
-        if counts is None:
-            return (even,) * self._size, True
-        if len(counts) != self._size:
-            raise self._wrong(verb, f"there must be {self._size} counts, one for each rank, got {len(counts)}")
-        if min(counts) < 0:
-            raise self._wrong(verb, f"counts must not be negative, got {list(counts)}")
-        return counts, min(counts) == max(counts)
-
-
-_Start = tuple[Pending, Callable[[], None] | None]
-"""A verb of the communicator's own that was started, and what remains to be done once it is through."""
-
-
-@final
-class _Started:
-    """A verb of the communicator's own on its way, its errors wrapped."""
-
-    def __init__(self, verbs: Verbs, verb: str, pending: Pending, finish: Callable[[], None] | None) -> None:
-        self._verbs = verbs
-        self._verb = verb
-        self._pending = pending
-        self._finish = finish
-        self._lock = threading.Lock()
-        self._is_done = False
-        self._error: DevicesError | None = None
-
-    def wait(self) -> None:
-        with self._lock:
-            if not self._is_done:
-                try:
-                    self._pending.wait()
-                    if self._finish is not None:
-                        self._finish()
-                except DevicesError as error:
-                    self._error = error
-                except Exception as error:
-                    self._error = self._verbs._failure(self._verb, error)
-                    self._error.__cause__ = error
-                self._is_done = True
-                self._finish = None
-            if self._error is not None:
-                raise self._error
-
-    def is_completed(self) -> bool:
-        return self._is_done or self._pending.is_completed()
-
-
-@final
-class _StartedFrom:
-    """The same of a message whose source is not known beforehand."""
-
-    def __init__(self, started: _Started, pending: PendingFrom) -> None:
-        self._started = started
-        self._pending = pending
-
-    def wait(self) -> None:
-        self._started.wait()
-
-    def is_completed(self) -> bool:
-        return self._started.is_completed()
-
-    def source(self) -> int:
-        return self._pending.source()
-
-
-def _wait(pending: Pending) -> None:
-    pending.wait()
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from devices.testing._emulation import Emulation, emulate
+from devices.testing._report import Asked, Report
 from devices.testing._run import run
 
-__all__ = ["run"]
+__all__ = ["Asked", "Emulation", "Report", "emulate", "run"]

@@ -1,4 +1,4 @@
-"""What a process has once and each thread rank needs for itself: random numbers, variables, a few of torch's globals."""
+"""What a process has once and each thread rank needs for itself: random numbers, variables, torch's globals."""
 
 from __future__ import annotations
 

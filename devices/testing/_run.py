@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 
-from devices import _autoload, _torch
+from devices import _autoload, _observing, _torch
 from devices._registry import Choice
 from devices._world import World, opened
 from devices.algorithms.concurrency import use
@@ -24,6 +25,7 @@ from devices.fabric.progress import Progress
 from devices.testing._alike import difference
 from devices.testing._baton import Baton, Released
 from devices.testing._diagnosis import diagnose
+from devices.testing._emulation import emulate
 from devices.testing._rank_state import restored
 from devices.testing._thread_backend import ThreadBackend
 from devices.testing._thread_fabric import Memories
@@ -42,6 +44,7 @@ def run(
     seed: int = 0,
     schedules: int = 1,
     parallel: bool = False,
+    target: str | None = None,
     timeout: float = 600.0,
 ) -> list[T]:
     """Call `fn(world, *args)` once per rank, each rank a thread with its own world; return the results in rank order.
@@ -58,6 +61,7 @@ def run(
             change over only where one must wait, with any other also at some of the calls of verbs.
         schedules: how many seeds to try, from `seed` upwards; results that differ are an error.
         parallel: let the threads run freely, for stress; nothing is repeatable then, random numbers included.
+        target: meet the limits of this target of the catalogue, as within `emulate(target)`.
         timeout: seconds after which a rank that does not come back, and waits in no verb, is an error.
 
     Returns:
@@ -82,18 +86,27 @@ def run(
     if not _one_at_a_time.acquire(blocking=False):
         raise WorldError("a run on thread ranks is under way in this process; one ends before another begins")
     try:
-        first = _Run(fn, args, ranks, Baton(seed, is_free=parallel), timeout).results()
-        for other in range(seed + 1, seed + schedules):
-            again = _Run(fn, args, ranks, Baton(other, is_free=parallel), timeout).results()
-            for rank, (before, now) in enumerate(zip(first, again, strict=True)):
-                if said := difference(before, now):
-                    raise RaceError(
-                        f"what rank {rank} of {ranks} returns depends on the order in which ranks run: with "
-                        f"seed={seed} and seed={other} it differs{said}; either seed repeats its run"
-                    )
-        return first
+        with emulate(target) if target is not None else contextlib.nullcontext():
+            return _results(fn, args, ranks, range(seed, seed + schedules), parallel, timeout)
     finally:
         _one_at_a_time.release()
+
+
+def _results(
+    fn: Callable[..., T], args: tuple[Any, ...], ranks: int, seeds: range, parallel: bool, timeout: float
+) -> list[T]:
+    """Return what the first seed gave, which all others must give too."""
+    seed, *others = seeds
+    first = _Run(fn, args, ranks, Baton(seed, is_free=parallel), timeout).results()
+    for other in others:
+        again = _Run(fn, args, ranks, Baton(other, is_free=parallel), timeout).results()
+        for rank, (before, now) in enumerate(zip(first, again, strict=True)):
+            if said := difference(before, now):
+                raise RaceError(
+                    f"what rank {rank} of {ranks} returns depends on the order in which ranks run: with "
+                    f"seed={seed} and seed={other} it differs{said}; either seed repeats its run"
+                )
+    return first
 
 
 @final
@@ -140,7 +153,9 @@ class _Run:
             )
             note = f"{self.ranks} threads of one process"
             with opened(World(choice, backend.devices()[0], owns_group=True, note=note)) as world:
-                self.returned[rank] = self.fn(world, *self.args)
+                observer = _observing.observer()
+                with observer.rank(rank) if observer is not None else contextlib.nullcontext():
+                    self.returned[rank] = self.fn(world, *self.args)
                 progress.finish_all()
 
     def _join(self, threads: list[threading.Thread]) -> None:

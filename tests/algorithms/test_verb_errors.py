@@ -13,7 +13,8 @@ from in_memory import CAPABILITIES, KINDS, Base, Gather, Point, Whole, World, gr
 
 from devices._backend import Communicator, Message, Pending
 from devices.algorithms.executor import COLLECTIVE_TAG
-from devices.algorithms.verbs import DONE, Verbs
+from devices.algorithms.started import DONE
+from devices.algorithms.verbs import Verbs
 from devices.errors import (
     ArgumentError,
     CollectiveError,
@@ -259,7 +260,7 @@ def test_synchronous_verbs_need_no_thread() -> None:
     def program(verbs: Verbs, rank: int) -> bool:
         verbs.all_reduce(torch.ones(3, dtype=torch.bfloat16))
         verbs.barrier()
-        return verbs._worker is None
+        return verbs._runner.worker is None
 
     assert on_all_ranks(Point, 3, program) == [True] * 3
 

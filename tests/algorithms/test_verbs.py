@@ -12,7 +12,8 @@ from in_memory import KINDS, Gather, GatherPlus, Point, Whole, on_all_ranks
 from meaning import COMPLEX, FLOAT8, FLOATS, INTEGERS, MEANT, reduced, same, same_bits, values
 
 from devices.algorithms import by_gather
-from devices.algorithms.verbs import DONE, Verbs
+from devices.algorithms.started import DONE
+from devices.algorithms.verbs import Verbs
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 

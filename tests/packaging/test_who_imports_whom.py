@@ -9,12 +9,14 @@ from source_files import CORE, PLUGINS, ROOT, attribute_chains, imports, module_
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("_store", "_backend", "_work"),
-    ("_hookspecs", "_probe", "_registry", "_torch"),
+    ("_hookspecs", "_probe", "_probe_per_host", "_registry", "_torch"),
     ("algorithms", "fabric", "topology", "catalogue", "_process_group"),
     ("domains",),
     (
         "_autoload",
         "_c10d",
+        "_c10d_arguments",
+        "_c10d_create",
         "_c10d_work",
         "_collectives",
         "_compiled",
@@ -23,6 +25,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_groups",
         "_mesh",
         "_monitored_barrier",
+        "_observing",
         "_open",
         "_packing",
         "_placement",

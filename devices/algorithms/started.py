@@ -1,0 +1,90 @@
+"""Verbs of a communicator's own on their way, and what a transport's error is to the caller."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import final
+
+from devices._backend import Group, Pending, PendingFrom
+from devices.errors import CollectiveError, CollectiveTimeoutError, DevicesError
+
+
+@final
+class _Done:
+    def wait(self) -> None:
+        pass
+
+    def is_completed(self) -> bool:
+        return True
+
+
+DONE = _Done()
+"""What a verb returns that was done before it returned."""
+
+
+def failure(group: Group, verb: str, error: Exception) -> CollectiveError:
+    """Return what is to be raised for an error of the transport that is none of ours."""
+    text = str(error) or type(error).__name__
+    is_late = isinstance(error, TimeoutError) or "timed out" in text.lower() or "timeout" in text.lower()
+    kind = CollectiveTimeoutError if is_late else CollectiveError
+    return kind(f"{group}: {verb} failed: {text}")
+
+
+@final
+class Started:
+    """A verb of the communicator's own on its way, its errors wrapped.
+
+    Args:
+        group: the members.
+        verb: its name.
+        pending: what the communicator returned.
+        finish: what remains to be done once that is through.
+    """
+
+    def __init__(self, group: Group, verb: str, pending: Pending, finish: Callable[[], None] | None = None) -> None:
+        self._group = group
+        self._verb = verb
+        self._pending = pending
+        self._finish = finish
+        self._lock = threading.Lock()
+        self._is_done = False
+        self._error: DevicesError | None = None
+
+    def wait(self) -> None:
+        with self._lock:
+            if not self._is_done:
+                try:
+                    self._pending.wait()
+                    if self._finish is not None:
+                        self._finish()
+                except DevicesError as error:
+                    self._error = error
+                except Exception as error:
+                    self._error = failure(self._group, self._verb, error)
+                    self._error.__cause__ = error
+                self._is_done = True
+                self._finish = None
+            if self._error is not None:
+                raise self._error
+
+    def is_completed(self) -> bool:
+        return self._is_done or self._pending.is_completed()
+
+
+@final
+class StartedFrom:
+    """The same of a message whose source is not known beforehand."""
+
+    def __init__(self, started: Started, pending: PendingFrom) -> None:
+        self._started = started
+        self._pending = pending
+
+    def wait(self) -> None:
+        self._started.wait()
+
+    def is_completed(self) -> bool:
+        return self._started.is_completed()
+
+    def source(self) -> int:
+        return self._pending.source()

@@ -1,0 +1,207 @@
+"""`emulate()`: a target's limits, met without the target."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import final
+
+import torch
+import torch.distributed as dist
+
+from devices import _observing
+from devices._backend import Group
+from devices.algorithms.observed import Called
+from devices.catalogue import Target, load
+from devices.errors import UnsupportedError
+from devices.fabric.mark import caller
+from devices.testing._memory import Memory
+from devices.testing._report import COMPOSED, NATIVE, REFUSED, Asked, Report
+
+_REDUCING = ("all_reduce", "reduce", "reduce_scatter")
+
+
+@contextlib.contextmanager
+def emulate(target: str, *, lnc: int | None = None, compose: bool = False, enforce: bool = True) -> Iterator[Emulation]:
+    """Let the program meet the limits of `target` while this lasts, on whatever it runs.
+
+    What the target refuses is refused, by an `UnsupportedError` or, for memory, torch's own `OutOfMemoryError`, on
+    the calling rank before anything is sent: sizes of the world, groups, reduce ops, dtypes, uneven parts, messages,
+    the number of groups, and more tensors than its memory holds. Enter it before the world is opened, or around
+    `devices.testing.run`; in a rank's own function it holds for that rank alone.
+
+    Args:
+        target: its name in the catalogue; "trainium2-ultraserver", for instance.
+        lnc: on Neuron, how many physical cores are one device; the chip's default otherwise.
+        compose: allow, and list in the report, what the verbs of `devices` compose from what the target has; torch's
+            own verbs go straight to the vendor's group, which composes nothing.
+        enforce: raise what is refused; if not, it is only listed in the report, and the program goes on.
+
+    Yields:
+        The `Emulation`, whose `report` says what the program asked for.
+
+    Raises:
+        TargetNotFoundError: there is no such target.
+
+    >>> import torch, devices, devices.testing
+    >>> def product(world):
+    ...     return devices.all_reduce(torch.tensor(2.0), op="prod").item()
+    >>> with devices.testing.emulate("trainium2", compose=True) as emulation:
+    ...     devices.testing.run(product, ranks=4)
+    [16.0, 16.0, 16.0, 16.0]
+    >>> [asked.verb for asked in emulation.report.composed]
+    ['all_reduce']
+    """
+    emulation = Emulation(load(target, lnc=lnc), compose=compose, enforce=enforce)
+    before = _observing.observe(emulation)
+    try:
+        if dist.is_initialized():
+            emulation.check_world(dist.get_world_size())
+        rank = dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+        with emulation.rank(rank):
+            yield emulation
+    finally:
+        _observing.observe(before)
+
+
+@final
+class Emulation:
+    """A target that a program runs as if on. An `Observer`.
+
+    Args:
+        target: from the catalogue.
+        compose: whether what `devices` composes is allowed.
+        enforce: whether what is refused is raised.
+    """
+
+    def __init__(self, target: Target, *, compose: bool, enforce: bool) -> None:
+        self.target = target
+        self._limits = target.limits
+        self._compose = compose
+        self._enforce = enforce
+        self._asked: dict[tuple[str, str, str, str, str], tuple[int, int]] = {}
+        self._memories: dict[int, Memory] = {}
+        self._groups: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def report(self) -> Report:
+        """What the program has asked for so far."""
+        asked = tuple(Asked(*what, *counts) for what, counts in sorted(self._asked.items()))
+        peaks = {rank: memory.peak for rank, memory in sorted(self._memories.items())}
+        return Report(self.target.name, asked, peaks, self._limits.memory_per_rank)
+
+    # As an observer.
+
+    def rank(self, rank: int) -> AbstractContextManager[None]:
+        def refused(asked: int, held: int) -> None:
+            limit = self._limits.memory_per_rank
+            assert limit is not None
+            said = f"there are {limit / 2**30:.2f} GiB ({self._source('memory_per_rank')})"
+            self._note("memory", "", REFUSED, said, asked)
+            if self._enforce:
+                raise torch.OutOfMemoryError(
+                    f"rank {rank} on {self.target.name}: tried to allocate {asked / 2**30:.2f} GiB, and holds "
+                    f"{held / 2**30:.2f} GiB, but {said}"
+                )
+
+        return self._memories.setdefault(rank, Memory(self._limits.memory_per_rank, refused)).watched()
+
+    def check_world(self, size: int) -> None:
+        """Refuse a world of `size` ranks unless it is legal."""
+        if said := self._limits.world_refusal(size):
+            self._refuse(f"a world of {size} ranks", "world", "", f"{said} ({self._source('world_sizes')})", 0)
+
+    def opening(self, group: Group, *, is_world: bool) -> None:
+        if is_world:
+            self.check_world(group.size)
+        elif said := self._limits.group_refusal(group.ranks):
+            self._refuse(f"{group}", "group", "", f"{said} ({self._source('symmetric_groups')})", 0)
+        if group.size > 1:
+            me, limit = group.ranks[group.rank], self._limits.max_groups
+            count = self._groups[me] = self._groups.get(me, 0) + 1
+            if limit is not None and count > limit:
+                self._groups[me] -= self._enforce
+                said = f"a rank has at most {limit} groups at once ({self._source('max_groups')})"
+                self._refuse(f"{group}", "group", "", said, 0)
+
+    def closed(self, group: Group) -> None:
+        if group.size > 1:
+            self._groups[group.ranks[group.rank]] -= 1
+
+    def called(self, call: Called) -> None:
+        dtype = "" if call.tensor is None else str(call.tensor.dtype).removeprefix("torch.")
+        size = 0 if call.tensor is None else call.tensor.nbytes
+        if said := self._impossible(call, dtype):
+            self._refuse(f"{call.group}: {call.verb}", call.verb, dtype, said, size)
+            return
+        if not (said := self._lacking(call, dtype)):
+            self._note(call.verb, dtype, NATIVE, "", size)
+        elif self._compose and call.is_ours:
+            self._note(call.verb, dtype, COMPOSED, said, size)
+        else:
+            hint = "torch's own verbs are not composed" if self._compose else "compose=True allows devices' own verbs"
+            self._refuse(f"{call.group}: {call.verb}", call.verb, dtype, said, size, hint)
+
+    def _impossible(self, call: Called, dtype: str) -> str | None:
+        """Return what nothing makes possible about a call."""
+        limits = self._limits
+        if dtype and dtype not in limits.dtypes:
+            return f"a tensor cannot be {dtype} ({self._source(f'dtypes.{dtype}')})"
+        if dtype and limits.moved_dtypes is not None and dtype not in limits.moved_dtypes:
+            return f"{dtype} is not moved from rank to rank ({self._source('moved_dtypes')})"
+        if call.verb in ("send", "recv") and call.verb not in limits.verbs:
+            return f"there are no messages between two ranks ({self._source(f'verbs.{call.verb}')})"
+        if dtype == "float8_e4m3fn" and limits.float8_max is not None and call.tensor is not None:
+            largest = call.tensor.float().abs().nan_to_num().max().item() if call.tensor.numel() else 0.0
+            if largest > limits.float8_max:
+                return f"a value is {largest:g}, and float8_e4m3fn goes to {limits.float8_max:g} there"
+        return None
+
+    def _lacking(self, call: Called, dtype: str) -> str | None:
+        """Return what the target lacks for a call, which others of its verbs can make up for."""
+        limits, verb = self._limits, call.verb
+        if verb == "permute":
+            verb = "send"  # what it is made of
+        if verb not in limits.verbs:
+            return f"the verb is not there ({self._source(f'verbs.{verb}')})"
+        if verb in _REDUCING:
+            if call.op not in limits.reductions:
+                return f"the reduce op {call.op!r} is not there ({self._source(f'reductions.{call.op}')})"
+            if dtype not in limits.reductions[call.op]:
+                return f"the reduce op {call.op!r} does not take {dtype} ({self._source(f'reductions.{call.op}')})"
+        if not call.is_even and limits.uneven_splits is False:
+            return f"parts are of unequal size ({self._source('uneven_splits')})"
+        if call.tensor is not None and not call.tensor.numel() and limits.empty_tensors is False:
+            return f"the tensor is empty ({self._source('empty_tensors')})"
+        if verb == "barrier" and limits.subgroup_barrier is False and call.group.size < _world_size():
+            return f"a group other than the world has no barrier ({self._source('subgroup_barrier')})"
+        return None
+
+    def _source(self, field: str) -> str:
+        """Return where the catalogue has a limit from."""
+        try:
+            found = self.target.provenance(field)
+        except LookupError:
+            return "the catalogue lists it nowhere"
+        if found.status is None:
+            return f"unknown: {found.reason}"
+        return f"{found.status}: {next((figure.source for figure in found.figures if figure.source), found.how)}"
+
+    def _refuse(self, who: str, verb: str, dtype: str, said: str, size: int, hint: str = "") -> None:
+        self._note(verb, dtype, REFUSED, said, size)
+        if self._enforce:
+            raise UnsupportedError(f"{self.target.name} refuses: {who}: {said}{'; ' if hint else ''}{hint}")
+
+    def _note(self, verb: str, dtype: str, outcome: str, reason: str, size: int) -> None:
+        what = caller(), verb, dtype, outcome, reason
+        with self._lock:
+            calls, total = self._asked.get(what, (0, 0))
+            self._asked[what] = calls + 1, total + size
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
