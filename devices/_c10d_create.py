@@ -11,6 +11,7 @@ import torch.distributed as dist
 from devices import _registry, _torch
 from devices._backend import Group
 from devices._c10d import DevicesGroup
+from devices._launch import launch
 from devices._open import my_device
 from devices._store import Store
 from devices.errors import UnsupportedError
@@ -29,6 +30,8 @@ def create_process_group(options: Any, choice: object = None) -> DevicesGroup:
         chosen = choice
     elif isinstance(world, DevicesGroup):
         chosen = world.choice
+    elif told := launch():
+        chosen = told.choice
     else:
         chosen = _registry.choose("auto", lambda: Store(options.store))
     ranks = tuple(options.global_ranks_in_group) or tuple(range(options.group_size))

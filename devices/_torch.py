@@ -194,7 +194,7 @@ class RankGlobals:
     """
 
     def __init__(self) -> None:
-        dispatcher, random = _dtensor_globals()
+        dispatcher, _ = _dtensor_globals()
         self._handlers = dict(dispatcher._custom_op_handlers) if dispatcher is not None else None
         self._tracker: Any = None
 
@@ -257,3 +257,91 @@ def storage_key(tensor: torch.Tensor) -> tuple[torch.UntypedStorage, int]:
     """Return a plain tensor's memory, and what tells it from all others while it is there."""
     storage = tensor.untyped_storage()
     return storage, storage._cdata
+
+
+# What `devices.testing._device_tensors` and the files beside it need, to make tensors on a CPU seem to be elsewhere.
+
+
+class _OpHandler(TorchDispatchMode):
+    """Lets a function do each op of a thread in torch's place."""
+
+    def __init__(self, handle: Callable[[Any, Any, Any, Any], Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._handle = handle
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._handle(func, types, args, kwargs or {})
+
+
+@contextlib.contextmanager
+def handled_ops(handle: Callable[[Any, Any, Any, Any], Any]) -> Iterator[None]:
+    """Call `handle(op, types, args, kwargs)` in the place of each op of this thread; ops in there are torch's own."""
+    _push_mode(_OpHandler(handle))
+    try:
+        yield
+    finally:
+        _pop_mode()
+
+
+class OpFacts:
+    """What the declaration of an op says about it.
+
+    Attributes:
+        name: without its overload: "add", or "c10d::send" where it is not one of torch's own.
+        takes_device: whether an argument is a device.
+        is_new: whether it returns something that is not one of its arguments.
+        is_random: whether it draws from a generator.
+        is_per_element: whether it takes lists whose elements go together, one op for each.
+    """
+
+    def __init__(self, op: Any) -> None:
+        schema = op._schema
+        self.name: str = schema.name.removeprefix("aten::")
+        self.takes_device = any("Device" in str(argument.type) for argument in schema.arguments)
+        self.is_new = any(value.alias_info is None or not value.alias_info.is_write for value in schema.returns)
+        self.is_random = torch.Tag.nondeterministic_seeded in op.tags
+        self.is_per_element = "_foreach_" in self.name or self.name.startswith("_fused_")
+
+
+def copied_to(tensor: torch.Tensor, device: torch.device, dtype: Any, memory_format: Any) -> torch.Tensor:
+    """Return a copy on `device`, by an op in any case, though torch may see that the tensor is there already."""
+    # Torch's own code leaves `pin_memory` out where it hands on the device of a tensor that it has.
+    options = {} if memory_format is None else {"memory_format": memory_format}
+    copy: torch.Tensor = torch.ops.aten._to_copy(tensor, dtype=dtype, device=device, pin_memory=False, **options)
+    return copy
+
+
+def rename_spare_device_type(name: str) -> None:
+    """Give the name to the one device type that torch keeps for others to name.
+
+    Raises:
+        RuntimeError: it has another name.
+    """
+    if torch._C._get_privateuse1_backend_name() != name:
+        torch.utils.rename_privateuse1_backend(name)
+
+
+def spare_device_type() -> str:
+    """Return the name of that device type."""
+    name: str = torch._C._get_privateuse1_backend_name()
+    return name
+
+
+def add_device_module(name: str, module: Any) -> None:
+    """Make `module` known as `torch.<name>`."""
+    if getattr(torch, name, None) is not module:
+        torch._register_device_module(name, module)
+
+
+def runtime_names() -> Any:
+    """Return where torch's Python code looks up its C++: what is replaced there, all of torch's Python code gets."""
+    return torch._C
+
+
+def device_group_of(tensors: Any) -> Any:
+    """Return the function by which optimizers sort their tensors by device and dtype."""
+    return torch._C._group_tensors_by_device_and_dtype

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from devices import _autoload, _registry
 from devices._c10d import DevicesGroup
+from devices._launch import launch
 from devices._mesh import mesh_shape
 from devices._open import my_device
 from devices._store import Store
@@ -128,11 +129,7 @@ def init(backend: str = "auto", *, timeout: timedelta | float = 600.0) -> World:
     limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
     if limit <= timedelta(0):
         raise ArgumentError(f"timeout must be positive, got {timeout!r}")
-    return opened(_adopt(backend) if dist.is_initialized() else _launch(backend, limit))
-
-
-def opened(world: World) -> World:
-    """Return `world`, which is over torch's default process group, as the open one."""
+    world = _adopt(backend) if dist.is_initialized() else _launch(backend, limit)
     _open[_default_group()] = world
     return world
 
@@ -153,7 +150,7 @@ def _launch(asked: str, timeout: timedelta) -> World:
     """Return a world over a process group of our own."""
     # The ranks meet before the choice only where it depends on what one of them finds out for all of its host.
     meet = functools.cache(lambda: _rendezvous(timeout))
-    choice = _registry.choose(asked, lambda: Store(meet()[0]))
+    choice = told.choice if (told := launch()) else _registry.choose(asked, lambda: Store(meet()[0]))
     _autoload.register()
     device = my_device(choice.backend)
     if device.type != "cpu":
@@ -165,6 +162,8 @@ def _launch(asked: str, timeout: timedelta) -> World:
 
 def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:
     """Return a store shared by all ranks, this rank, the number of ranks, and how they met."""
+    if told := launch():
+        return told.store, told.rank, told.size, told.note
     found = [name for name in _TORCHRUN if name in os.environ]
     if not found:
         return dist.HashStore(), 0, 1, "no launcher, so a world of one"
@@ -195,9 +194,9 @@ def _whole_number(name: str) -> int:
 def _adopt(asked: str) -> World:
     """Return a world over the process group that torch has already."""
     group = _default_group()
-    choice = _registry.choose(asked, lambda: Store(group.get_group_store()))
+    choice = told.choice if (told := launch()) else _registry.choose(asked, lambda: Store(group.get_group_store()))
     if isinstance(group, DevicesGroup):
-        if asked not in ("auto", group.choice.backend.name):
+        if asked not in ("auto", group.choice.backend.name) and launch() is None:
             raise WorldError(
                 f"torch's process group is of backend {group.choice.backend.name!r}, but {asked!r} was asked for; "
                 "call devices.init() first, or ask for 'auto'"

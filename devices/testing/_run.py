@@ -9,7 +9,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar, final
 
@@ -17,8 +16,9 @@ import torch
 import torch.distributed as dist
 
 from devices import _autoload, _observing, _torch
+from devices._launch import Launch, tell
 from devices._registry import Choice
-from devices._world import World, opened
+from devices._world import init
 from devices.algorithms.concurrency import use
 from devices.errors import ArgumentError, CollectiveTimeoutError, RaceError, WorldError
 from devices.fabric.progress import Progress
@@ -145,18 +145,13 @@ class _Run:
         progress = Progress()
         backend = ThreadBackend(self.baton, self.memories, progress)
         choice = Choice(backend, "ranks are threads of this process", ())
-        limit = timedelta(seconds=self.timeout)
+        tell(Launch(rank, self.ranks, store, choice, f"{self.ranks} threads of one process"))
         # Backward stays on the rank's thread, where the rank's groups are.
-        with torch.autograd.set_multithreading_enabled(False):
-            dist.init_process_group(
-                "devices", store=store, rank=rank, world_size=self.ranks, timeout=limit, pg_options=choice
-            )
-            note = f"{self.ranks} threads of one process"
-            with opened(World(choice, backend.devices()[0], owns_group=True, note=note)) as world:
-                observer = _observing.observer()
-                with observer.rank(rank) if observer is not None else contextlib.nullcontext():
-                    self.returned[rank] = self.fn(world, *self.args)
-                progress.finish_all()
+        with torch.autograd.set_multithreading_enabled(False), init(timeout=self.timeout) as world:
+            observer = _observing.observer()
+            with observer.rank(rank) if observer is not None else contextlib.nullcontext():
+                self.returned[rank] = self.fn(world, *self.args)
+            progress.finish_all()
 
     def _join(self, threads: list[threading.Thread]) -> None:
         deadline = time.monotonic() + self.timeout

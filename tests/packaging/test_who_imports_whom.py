@@ -23,6 +23,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_fit",
         "_flat",
         "_groups",
+        "_launch",
         "_mesh",
         "_monitored_barrier",
         "_observing",

@@ -75,7 +75,8 @@ def _message(world: World) -> None:
 LIMITS = [
     Limit("3 ranks", lambda limits: limits.world_sizes, lambda world: None, "3 is no legal number of ranks", 3),
     Limit("48 ranks", lambda limits: limits.world_sizes, lambda world: None, "48 is no legal number of ranks", 48),
-    Limit("96 ranks", lambda limits: limits.whole_nodes and 96 % limits.ranks_per_node, lambda world: None, "not all the ranks of several nodes", 96),
+    Limit("96 ranks", lambda limits: limits.whole_nodes and 96 % limits.ranks_per_node, lambda world: None,
+          "not all the ranks of several nodes", 96),
     Limit("a group that is not symmetric", lambda limits: limits.symmetric_groups, _asymmetric, "not symmetric", 128),
     Limit("17 groups", lambda limits: limits.max_groups == 16, _many_groups, "at most 16 groups"),
     Limit("float64", lambda limits: "float64" not in limits.dtypes,

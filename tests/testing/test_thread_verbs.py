@@ -1,4 +1,4 @@
-"""The verbs and their gradients on thread ranks, against plain torch: what process ranks are tried with, and more ranks."""
+"""The verbs and their gradients on thread ranks, against plain torch: what process ranks are tried with, and more."""
 
 from __future__ import annotations
 
