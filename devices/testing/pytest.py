@@ -246,7 +246,7 @@ def _on_threads(call: _Call, ranks: _Ranks) -> None:
             error.args = (f"rank {by[0]} of {call.size}: {said}", *error.args[1:])
         elif not by and isinstance(error, DevicesError):
             # Of a deadlock, say: the message tells where ranks are, and the frames are those of `run`.
-            raise error.with_traceback(None) from None from error.__cause__
+            raise error.with_traceback(None) from error.__cause__
         raise
 
 
