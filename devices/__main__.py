@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -11,7 +12,10 @@ from collections.abc import Sequence
 from devices import __version__
 from devices.errors import did_you_mean
 
-_COMMANDS = {"doctor": "say what is installed, what is here, what `auto` would choose, and what is broken"}
+_COMMANDS = {
+    "doctor": "say what is installed, what is here, what `auto` would choose, and what is broken",
+    "check": "run a torchrun program on thread ranks, and list what in it is bound to a vendor or refused by a target",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,8 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = next((each for each in given if not each.startswith("-")), None)
     if command is not None and command not in _COMMANDS:
         parser.error(f"there is no command {command!r}{did_you_mean(command, _COMMANDS)}")
-    known, unknown = parser.parse_known_args(given)
-    if unknown:
+    ours, after = _split(given) if command == "check" else (given, [])
+    known, unknown = parser.parse_known_args(ours)
+    if unknown and command != "check":
         kind = "option" if unknown[0].startswith("-") else "argument"
         parser.error(f"there is no {kind} {unknown[0]!r}{did_you_mean(unknown[0], options)}")
     if known.version:
@@ -32,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return _doctor(as_json=known.json)
+        return _doctor(as_json=known.json) if known.command == "doctor" else _check(known, [*unknown, *after])
     except BrokenPipeError:
         # The reader, `head` say, has seen enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,7 +61,20 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         allow_abbrev=False,
     )
     doctor.add_argument("--json", action="store_true", help="print all of it as JSON")
-    return parser, ["--help", "--version", "--json"]
+    check = commands.add_parser(
+        "check",
+        help=_COMMANDS["check"],
+        description="Run a program that torchrun starts, unchanged, on ranks that are threads of this process, and "
+        "list by line what in it is bound to one vendor and what the target would refuse.",
+        epilog="All after -- goes to the program. Exit status: 0 if there is nothing to list and the program ends "
+        "well, 1 if not, 2 if it cannot be read.",
+        allow_abbrev=False,
+    )
+    check.add_argument("--target", help="a target of the catalogue whose limits hold; none do otherwise")
+    check.add_argument("--ranks", type=int, default=2, help="how many ranks (2)")
+    check.add_argument("--json", action="store_true", help="print all of it as JSON")
+    check.add_argument("script", help="the program; what follows it and is no option above are its own arguments")
+    return parser, ["--help", "--version", "--json", "--target", "--ranks"]
 
 
 def _doctor(*, as_json: bool) -> int:
@@ -71,6 +89,31 @@ def _doctor(*, as_json: bool) -> int:
         _doctor_view.show(report, sys.stdout)
     sys.stdout.flush()
     return 0 if report["cpu"]["works"] else 1
+
+
+def _split(given: list[str]) -> tuple[list[str], list[str]]:
+    """Return what comes before "--", and what comes after it."""
+    at = given.index("--") if "--" in given else len(given)
+    return given[:at], given[at + 1 :]
+
+
+def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    from devices.errors import DevicesError
+    from devices.testing import _check, _check_view
+
+    try:
+        # What the program prints goes to stderr, so that stdout holds the answer alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            checked = _check.check(options.script, arguments, ranks=options.ranks, target=options.target)
+    except DevicesError as error:
+        print(f"devices check: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(checked.as_data(), indent=2))
+    else:
+        _check_view.show(checked, sys.stdout)
+    sys.stdout.flush()
+    return 0 if checked.is_portable else 1
 
 
 if __name__ == "__main__":

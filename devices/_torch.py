@@ -1,4 +1,4 @@
-"""Every private name of torch that `devices` uses, in one place; tried on torch 2.13, written for 2.11 and later too.
+"""Every private name of torch that `devices` uses, in one place; tried on torch 2.11, 2.13 and 2.14, on the CPU.
 
 When a new torch moves one of these, this is the only file to mend.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import inspect
 import sys
 import threading
@@ -171,9 +172,34 @@ _ACCOUNT: dict[str, Callable[[], Any]] = {
 }
 
 
+@functools.cache
+def _settle_device_guard() -> None:
+    """Let a thread that never ends be the first to set torch's guard for CUDA devices.
+
+    A torch that is built with CUDA, on a machine without, points to an object of the thread that does, and crashes in
+    the next one once that thread has ended; torch 2.11 does, in its first meeting of DTensor with an op.
+    """
+    settle = getattr(torch._C, "_ensureCUDADeviceGuardSet", None)
+    if torch.version.cuda is None or settle is None:
+        return
+    if threading.current_thread() is threading.main_thread():
+        settle()
+        return
+    settled = threading.Event()
+
+    def keep() -> None:
+        settle()
+        settled.set()
+        threading.Event().wait()
+
+    threading.Thread(target=keep, name="devices keeps torch's device guard", daemon=True).start()
+    settled.wait()
+
+
 @contextlib.contextmanager
 def thread_worlds() -> Iterator[Callable[[], None]]:
     """Let each thread that calls what this yields have process groups of its own, from default group to names."""
+    _settle_device_guard()
     before = c10d._world
     worlds = _ThreadWorlds(before)
     c10d._world = worlds  # type: ignore[assignment]  # torch asks for no more than the names
@@ -242,6 +268,9 @@ class _OpWatch(TorchDispatchMode):
         return result
 
 
+hide_from_compiler(_OpWatch)
+
+
 @contextlib.contextmanager
 def watched_ops(returned: Callable[[Any, Any], None], calling: Callable[[Any, Any, Any], None]) -> Iterator[None]:
     """Call `calling(op, args, kwargs)` before each op of this thread and `returned(op, result)` after it."""
@@ -277,6 +306,10 @@ class _OpHandler(TorchDispatchMode):
         return self._handle(func, types, args, kwargs or {})
 
 
+# The compiler leaves a program alone while a mode is there, but not what the mode calls.
+hide_from_compiler(_OpHandler)
+
+
 @contextlib.contextmanager
 def handled_ops(handle: Callable[[Any, Any, Any, Any], Any]) -> Iterator[None]:
     """Call `handle(op, types, args, kwargs)` in the place of each op of this thread; ops in there are torch's own."""
@@ -285,6 +318,12 @@ def handled_ops(handle: Callable[[Any, Any, Any, Any], Any]) -> Iterator[None]:
         yield
     finally:
         _pop_mode()
+
+
+def is_pretending() -> bool:
+    """Return whether this thread's ops are on tensors without memory, which torch uses to find out shapes."""
+    mode: Any = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return mode is not None
 
 
 class OpFacts:
@@ -337,11 +376,50 @@ def add_device_module(name: str, module: Any) -> None:
         torch._register_device_module(name, module)
 
 
-def runtime_names() -> Any:
-    """Return where torch's Python code looks up its C++: what is replaced there, all of torch's Python code gets."""
-    return torch._C
+def generator_key(generator: torch.Generator) -> int:
+    """Return what tells a generator from all others while it is there."""
+    key: int = generator._cdata  # type: ignore[attr-defined]
+    return key
 
 
-def device_group_of(tensors: Any) -> Any:
-    """Return the function by which optimizers sort their tensors by device and dtype."""
-    return torch._C._group_tensors_by_device_and_dtype
+NoFunctionModes: Any = torch._C.DisableTorchFunction
+"""A context in which torch's functions do what they do by themselves; a default device is such a mode."""
+
+
+def remember_functions() -> None:
+    """Let torch note now which its own functions are, where it does so once, before others stand in for some of them.
+
+    That is where the compiler is imported, and where it is first asked which functions make tensors.
+    """
+    from torch.utils._device import _device_constructors
+
+    importlib.import_module("torch._dynamo")
+    _device_constructors()
+
+
+def forget_functions() -> None:
+    """Let the compiler look its functions up again, now that none stands in for another any more."""
+    from torch._dynamo.trace_rules import clear_lru_cache
+
+    clear_lru_cache()
+
+
+def let_scripts_call(instead: Callable[..., Any], original: Callable[..., Any]) -> None:
+    """Let TorchScript take `instead` for one of torch's own functions, `original`, if that is one."""
+    from torch.jit._builtins import _find_builtin, _register_builtin
+
+    if (name := _find_builtin(original)) is not None:
+        _register_builtin(instead, name)
+
+
+WRAPPER = "_make_wrapper_subclass"
+"""The static method of `Tensor` that makes a tensor which wraps others."""
+
+GROUP_BY_DEVICE: tuple[Any, str] = (torch._C, "_group_tensors_by_device_and_dtype")
+"""The function by which optimizers sort their tensors by device and dtype: where it is looked up, and its name."""
+
+ACCELERATOR: tuple[Any, str] = (torch._C, "_get_accelerator")
+"""The same of the function that gives torch's own code the device to use where it is told none."""
+
+ACCELERATOR_CALLS: tuple[Any, str] = (torch._C, "_accelerator_")
+"""Where `torch.accelerator` looks up its C++ functions, and what their names begin with."""

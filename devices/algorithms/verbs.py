@@ -50,9 +50,10 @@ class Verbs:
         self._size, self._rank = group.size, group.rank
         self._require = Requirements(group)
         self._is_closed = False
-        # The pairs of op and dtype that all_reduce needs to do nothing for, and those that it hands on as they are.
+        # The pairs of op and dtype that all_reduce needs to do nothing for, and those that it hands on as they are,
+        # which it learns by the first call: a program that makes thousands of groups uses few.
         self._alone: frozenset[tuple[str, torch.dtype]] = frozenset()
-        self._direct: frozenset[tuple[str, torch.dtype]] = frozenset()
+        self._direct: set[tuple[str, torch.dtype]] = set()
         # What the communicator has of its own.
         self._own: frozenset[str] = frozenset()
         self._carriers: dict[tuple[str, torch.dtype], Carrier | None] = {}
@@ -67,9 +68,7 @@ class Verbs:
         self._own = own_verbs(communicator)
         self._runner = Runner(group, device)
         self._on = Transport(communicator, self._rank, self._size, device, capabilities.reductions)
-        if "all_reduce" in self._own:
-            self._direct = frozenset(pair for pair in MEANINGFUL if self._on.reduces(*pair))
-            self._start_all_reduce = communicator.all_reduce
+        self._start_all_reduce = communicator.all_reduce
 
     def all_reduce(self, tensor: Tensor, op: str = "sum", *, async_op: bool = False) -> Pending:
         """Replace `tensor` by the reduction over all ranks, the same bits on every rank."""
@@ -95,6 +94,8 @@ class Verbs:
             return DONE
         carrier = self._native_carrier("all_reduce", op, tensor.dtype)
         if carrier is not None:
+            if not carrier.hops:
+                self._direct.add(pair)
             return self._runner.native("all_reduce", partial(self._reduce_carried, carrier, tensor), async_op)
         return self._runner.compose("all_reduce", partial(self._reduce_composed, tensor, op), async_op)
 
@@ -338,7 +339,7 @@ class Verbs:
         if self._is_closed:
             return
         self._is_closed = True
-        self._alone = self._direct = frozenset()
+        self._alone, self._direct = frozenset(), set()
         self._own = frozenset()
         if self._size > 1:
             self._runner.close()

@@ -84,11 +84,11 @@ class Fabric(abc.ABC):
 
     @abc.abstractmethod
     def signal(self, lane: int, value: int, note: object = None) -> None:
-        """Raise this rank's `lane` to `value`; `note`, if there is one, is what the last raise was for."""
+        """Raise this rank's `lane` to `value`; `note`, if there is one, says what for."""
 
     @abc.abstractmethod
-    def noted(self, peer: int, lane: int) -> object:
-        """Return the note of the last raise of a peer's `lane`, None if it had none."""
+    def noted(self, peer: int, lane: int, value: int) -> object:
+        """Return the note with which a peer raised its `lane` to `value`; None if it had none, or it is long ago."""
 
     @abc.abstractmethod
     def holds(self, condition: Condition) -> bool:
@@ -111,3 +111,7 @@ class Fabric(abc.ABC):
     @abc.abstractmethod
     def abort(self) -> None:
         """Make all who wait here raise; callable from any thread, more than once."""
+
+    @abc.abstractmethod
+    def leave(self) -> None:
+        """Give back what this rank holds here; it calls nothing more, its peers may. Callable more than once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import sysconfig
 from collections.abc import Hashable, Mapping
@@ -11,6 +12,8 @@ from types import FrameType
 from typing import final
 
 from devices.errors import MismatchError
+
+NOWHERE = "no line of the program"
 
 # Frames of these are not the program's: ours, the standard library's and, below, those of installed packages.
 _OTHERS = (f"{Path(__file__).parents[1]}/", f"{sysconfig.get_path('stdlib')}/", "<")
@@ -29,7 +32,7 @@ class Mark:
         size: the number of elements that all ranks must agree on, -1 where they may differ.
         op: the reduce op, "" where there is none.
         root: the source or the destination, -1 where there is none.
-        rank: the rank that calls.
+        rank: the rank that calls, in the world.
         line: where in the program, "file:line".
     """
 
@@ -47,11 +50,13 @@ class Mark:
         parts = [f"{self.size} {self.dtype}" if self.size >= 0 else self.dtype]
         parts += [f"op {self.op!r}"] if self.op else []
         parts += [f"root {self.root}"] if self.root >= 0 else []
-        number = f", call {self.number}" if self.number else ""
-        return f"{self.verb}({', '.join(filter(None, parts))}) in group {self.group!r}{number}"
+        space, number = ("", f", call {self.number}") if self.number else (" ", "")
+        return f"{self.verb}{space}({', '.join(filter(None, parts))}) in group {self.group!r}{number}"
 
 
 _COMPARED = tuple(field.name for field in fields(Mark) if field.name not in ("group", "rank", "line"))
+
+_compared = operator.attrgetter(*_COMPARED)
 
 
 def difference(marks: Mapping[int, Mark]) -> str | None:
@@ -79,9 +84,7 @@ def check_alike(mine: Mark, other: Mark) -> None:
     Raises:
         MismatchError: they did not.
     """
-    if mine.line == other.line and mine.size == other.size and mine.verb == other.verb and mine.op == other.op:
-        return
-    if found := difference({mine.rank: mine, other.rank: other}):
+    if _compared(mine) != _compared(other) and (found := difference({mine.rank: mine, other.rank: other})):
         raise MismatchError(f"rank {mine.rank}: {mine}: {found}")
 
 
@@ -98,8 +101,12 @@ def caller() -> str:
 def line_of(frame: FrameType | None) -> str:
     """Return "file:line" of the innermost frame, from `frame` outwards, that is the program's."""
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not (name.startswith(_OTHERS) or "/site-packages/" in name):
+        if is_of_program(name := frame.f_code.co_filename):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
-    return "no line of the program"
+    return NOWHERE
+
+
+def is_of_program(file: str) -> bool:
+    """Return whether a file of code is the program's: neither ours, nor the standard library's, nor installed."""
+    return not (file.startswith(_OTHERS) or "/site-packages/" in file)

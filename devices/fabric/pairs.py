@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable
+from dataclasses import dataclass
 from typing import final
 
 import torch
 
-from devices.errors import CollectiveError
+from devices.errors import MismatchError
 from devices.fabric.interface import AnyOf, Condition, Fabric, Raised, Read
+from devices.fabric.mark import Mark, check_alike
 
 FIRST_LANE = 2
 """Lane `FIRST_LANE + r` counts the messages that a rank has for rank r; the lanes below it are the collectives'."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a reader gets beside a message: its tag, and the call that sent it."""
+
+    tag: Hashable
+    mark: Mark
+
+    @property
+    def line(self) -> str:
+        return self.mark.line
+
+    def __str__(self) -> str:
+        return str(self.mark)
 
 
 @final
@@ -25,11 +43,11 @@ class Pairs:
         self._seen = [0] * fabric.size
         self._arrived: dict[tuple[int, Hashable], deque[int]] = {}
 
-    def offer(self, peer: int, tensor: torch.Tensor, tag: Hashable, *, is_part: bool = False) -> Read:
+    def offer(self, peer: int, tensor: torch.Tensor, tag: Hashable, mark: Mark, *, is_part: bool = False) -> Read:
         """Let `peer` read `tensor`; return what holds when it has, until when the tensor must not be changed."""
         self._offered[peer] += 1
         name = "message", peer, self._offered[peer]
-        self._fabric.export(name, tensor, tag, readers=1, is_part=is_part)
+        self._fabric.export(name, tensor, Sent(tag, mark), readers=1, is_part=is_part)
         self._fabric.signal(FIRST_LANE + peer, self._offered[peer])
         return Read(name)
 
@@ -48,27 +66,32 @@ class Pairs:
                     return peer, number
             yield AnyOf([self._next(peer) for peer in others])
 
-    def read(self, peer: int, number: int, target: torch.Tensor) -> None:
-        """Copy a message into `target`.
+    def read(self, peer: int, number: int, target: torch.Tensor, mark: Mark) -> None:
+        """Copy a message into `target`, for the call `mark`.
 
         Raises:
-            CollectiveError: it is of another size.
+            MismatchError: it is of another size, or of another collective.
         """
-        name = self._name(number)
-        sent, _ = self._fabric.open(peer, name)
-        assert sent is not None
-        if sent.numel() != target.numel():
-            raise CollectiveError(
-                f"rank {self._fabric.rank} receives {target.nbytes} bytes from rank {peer}, which sent {sent.nbytes}"
-            )
-        target.copy_(sent)
-        self._fabric.close(peer, name)
+        target.copy_(self.peek(peer, number, target, mark))
+        self.done(peer, number)
 
-    def peek(self, peer: int, number: int) -> torch.Tensor:
-        """Return a message where it lies, to be given back by `done`."""
-        sent, _ = self._fabric.open(peer, self._name(number))
-        assert sent is not None
-        return sent
+    def peek(self, peer: int, number: int, like: torch.Tensor, mark: Mark) -> torch.Tensor:
+        """Return a message where it lies, to be given back by `done`.
+
+        Raises:
+            MismatchError: as of `read`.
+        """
+        tensor, sent = self._fabric.open(peer, self._name(number))
+        assert tensor is not None
+        assert isinstance(sent, Sent)
+        if mark.number:
+            check_alike(mark, sent.mark)
+        if tensor.numel() != like.numel():
+            raise MismatchError(
+                f"rank {mark.rank} receives {like.nbytes} bytes ({mark.line}) from rank {sent.mark.rank}, which sent "
+                f"{tensor.nbytes} ({sent.line})"
+            )
+        return tensor
 
     def done(self, peer: int, number: int) -> None:
         """Let the sender have its tensor back."""
@@ -83,11 +106,13 @@ class Pairs:
     def _find(self, peer: int, tag: Hashable) -> int | None:
         while self._fabric.holds(self._next(peer)):
             self._seen[peer] += 1
-            _, its_tag = self._fabric.open(peer, self._name(self._seen[peer]))
-            self._arrived.setdefault((peer, _hashable(its_tag)), deque()).append(self._seen[peer])
+            _, sent = self._fabric.open(peer, self._name(self._seen[peer]))
+            assert isinstance(sent, Sent)
+            self._arrived.setdefault((peer, sent.tag), deque()).append(self._seen[peer])
         waiting = self._arrived.get((peer, tag))
-        return waiting.popleft() if waiting else None
-
-
-def _hashable(tag: object) -> Hashable:
-    return tuple(tag) if isinstance(tag, Sequence) and not isinstance(tag, str) else tag
+        if waiting is None:
+            return None
+        number = waiting.popleft()
+        if not waiting:
+            del self._arrived[peer, tag]
+        return number

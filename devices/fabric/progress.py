@@ -6,11 +6,12 @@ A rank that waits for one of them drives the others too, so that none holds up a
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import final
 
 import torch
 
+from devices.errors import CollectiveError
 from devices.fabric.interface import Condition, Fabric
 from devices.fabric.mark import Mark
 
@@ -36,7 +37,8 @@ class FabricWork:
         self._progress = progress
         self._is_inference = torch.is_inference_mode_enabled()
         self._steps: Steps | None = steps
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
+        self._is_told = False
 
     @property
     def is_done(self) -> bool:
@@ -57,14 +59,25 @@ class FabricWork:
         except StopIteration:
             self._steps = self.condition = None
         except BaseException as error:
-            self._steps = self.condition = None
-            self._error = error
+            self.fail(error)
         return self._steps is None
+
+    def fail(self, error: BaseException, *, is_told: bool = False) -> None:
+        """Be through, with an error for whoever waits; `is_told` says that the program knows of it already."""
+        self._steps = self.condition = None
+        self.error, self._is_told = error, is_told
+        self._progress.failed.append(self)
+
+    @property
+    def untold(self) -> BaseException | None:
+        """What went wrong, if nobody has waited for the verb since."""
+        return None if self._is_told else self.error
 
     def wait(self) -> None:
         self._progress.finish(self)
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            self._is_told = True
+            raise self.error
 
     def is_completed(self) -> bool:
         return self._progress.poll(self)
@@ -75,15 +88,23 @@ class FabricWork:
 
 @final
 class Progress:
-    """All verbs of one rank that are on their way."""
+    """All verbs of one rank that are on their way.
 
-    def __init__(self) -> None:
+    Args:
+        between: called before each verb begins and once one was waited for; where ranks take turns it may let
+            another go first.
+    """
+
+    def __init__(self, between: Callable[[], None] = lambda: None) -> None:
+        self.failed: list[FabricWork] = []
+        self._between = between
         self._active: list[FabricWork] = []
         # A thread of the rank's own may drive them beside the rank.
         self._lock = threading.RLock()
 
     def start(self, work: FabricWork) -> FabricWork:
         """Run `work` as far as it goes at once."""
+        self._between()
         with self._lock:
             if not work.advance():
                 self._active.append(work)
@@ -95,12 +116,27 @@ class Progress:
             with self._lock:
                 awaited = [(each.fabric, each.condition) for each in self._active if each.condition is not None]
             if awaited:
-                work.fabric.wait(awaited, work)
+                try:
+                    work.fabric.wait(awaited, work)
+                except CollectiveError as error:
+                    self.abandon(work.fabric, error)
+        self._between()
 
     def finish_all(self) -> None:
-        """Block until nothing is on its way."""
+        """Block until nothing is on its way, and raise what went wrong with a verb that nobody has waited for."""
         while self._active:
             self.finish(self._active[0])
+        for work in self.failed:
+            if (error := work.untold) is not None:
+                raise error
+
+    def abandon(self, fabric: Fabric, error: CollectiveError) -> None:
+        """Let all verbs over `fabric`, which was aborted, fail."""
+        with self._lock:
+            lost = [work for work in self._active if work.fabric is fabric]
+            self._active = [work for work in self._active if work.fabric is not fabric]
+            for work in lost:
+                work.fail(error, is_told=True)
 
     def poll(self, work: FabricWork) -> bool:
         """Return whether `work` is through; if not, let others go on before the last look."""

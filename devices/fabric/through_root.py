@@ -16,13 +16,40 @@ import torch
 from devices.algorithms.arithmetic import combine
 from devices.errors import MismatchError
 from devices.fabric.interface import Fabric, Raised, Read
-from devices.fabric.mark import Mark, check_alike
+from devices.fabric.mark import Mark, check_alike, difference
 from devices.fabric.progress import Steps
 
 POSTED, RESULT = 0, 1
 """The lanes that count a rank's collectives: those that it has come to, and those whose result it has."""
 
 Tensor = torch.Tensor
+
+
+@final
+class Results:
+    """Tells peers which results this rank has to give. Their lane counts up, so it does in the order of the calls.
+
+    Of two calls on their way the later may be through first: when it began, all its peers had come, and this rank has
+    not looked at the earlier one since.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
+        self._promised: list[int] = []
+        self._given = self._told = 0
+
+    def promise(self, number: int) -> None:
+        """Say that call `number`, the latest, will have a result."""
+        self._promised.append(number)
+
+    def give(self, number: int) -> None:
+        """Say that it is there."""
+        self._promised.remove(number)
+        self._given = max(self._given, number)
+        ready = min(self._promised) - 1 if self._promised else self._given
+        if ready > self._told:
+            self._told = ready
+            self._fabric.signal(RESULT, ready)
 
 
 @final
@@ -33,10 +60,12 @@ class Call:
     Args:
         fabric: the group's.
         mark: which call.
+        results: those that this rank gives in the group.
     """
 
     fabric: Fabric
     mark: Mark
+    results: Results
 
     @property
     def others(self) -> list[int]:
@@ -53,6 +82,10 @@ class Call:
         """Say that this rank has come, with nothing to read."""
         self.fabric.signal(POSTED, self.mark.number, self.mark)
 
+    def check_unchanged(self) -> None:
+        """Raise if what this rank posted, for itself alone, was changed since; of the others' `read` tells."""
+        self.read(self.fabric.rank, "posted")
+
     def posted(self, peers: Sequence[int]) -> Raised:
         return Raised(peers, POSTED, self.mark.number)
 
@@ -60,25 +93,32 @@ class Call:
         """Let all others read the result."""
         name = "result", self.mark.number
         self.fabric.export(name, tensor, self.mark, self.fabric.size - 1)
-        self.fabric.signal(RESULT, self.mark.number)
+        self.results.give(self.mark.number)
         return Read(name)
 
     def given(self, root: int) -> Raised:
         return Raised((root,), RESULT, self.mark.number)
 
-    def read(self, peer: int, what: str, use: Callable[[Tensor], object] = lambda tensor: None) -> None:
-        """Use what a peer has posted or given, its call being the same as ours."""
+    def read(self, peer: int, what: str, use: Callable[[Tensor], object] = lambda tensor: None) -> Mark:
+        """Use what a rank has posted or given, its call being the same as ours; return that call."""
         name = what, self.mark.number
         try:
             tensor, mark = self.fabric.open(peer, name)
         except LookupError:
-            # It has come, but to another verb, in which nobody reads what it has.
-            tensor, mark = None, self.fabric.noted(peer, POSTED)
+            raise self._mismatch(peer) from None
         assert isinstance(mark, Mark)
         check_alike(self.mark, mark)
         if tensor is not None:
             use(tensor)
         self.fabric.close(peer, name)
+        return mark
+
+    def _mismatch(self, peer: int) -> MismatchError:
+        """Return the error for a peer that has come, but to another verb, in which nobody reads what it has."""
+        mine, other = self.mark, self.fabric.noted(peer, POSTED, self.mark.number)
+        said = difference({mine.rank: mine, other.rank: other}) if isinstance(other, Mark) else None
+        said = said or f"rank {peer} of the group made another as call {mine.number}, and others since ({mine.line})"
+        return MismatchError(f"rank {mine.rank}: {mine}: {said}")
 
 
 def all_reduce(call: Call, tensor: Tensor, op: str) -> Steps:
@@ -87,8 +127,10 @@ def all_reduce(call: Call, tensor: Tensor, op: str) -> Steps:
         yield call.given(0)
         call.read(0, "result", tensor.copy_)
         return
-    call.come()
+    call.results.promise(call.mark.number)
+    call.post(tensor, readers=1)
     yield call.posted(call.others)
+    call.check_unchanged()
     for peer in call.others:
         call.read(peer, "posted", partial(_add, op, tensor))
     yield call.give(tensor)
@@ -98,8 +140,9 @@ def reduce(call: Call, tensor: Tensor, dst: int, op: str) -> Steps:
     if call.fabric.rank != dst:
         yield call.post(tensor, readers=1)
         return
-    call.come()
+    call.post(tensor, readers=1)
     yield call.posted(call.others)
+    call.check_unchanged()
     # Operands stay in rank order, so the sum of the ranks below comes first.
     below = None
     for peer in range(dst):
@@ -121,8 +164,10 @@ def reduce_scatter(call: Call, output: Tensor, input: Tensor, op: str) -> Steps:
         yield call.given(0)
         call.read(0, "result", lambda reduced: output.copy_(reduced.view(size, -1)[rank]))
         return
-    call.come()
+    call.results.promise(call.mark.number)
+    call.post(input, readers=1)
     yield call.posted(call.others)
+    call.check_unchanged()
     reduced = input.clone()
     for peer in call.others:
         call.read(peer, "posted", partial(_add, op, reduced))
@@ -136,7 +181,8 @@ def all_gather(call: Call, output: Tensor, input: Tensor) -> Steps:
         yield call.given(0)
         call.read(0, "result", output.copy_)
         return
-    call.come()
+    call.results.promise(call.mark.number)
+    call.post(input, readers=1)
     yield call.posted(call.others)
     yield from _gathered(call, output, input)
     yield call.give(output)
@@ -146,13 +192,14 @@ def gather(call: Call, output: Tensor | None, input: Tensor, dst: int) -> Steps:
     if output is None:
         yield call.post(input, readers=1)
         return
-    call.come()
+    call.post(input, readers=1)
     yield call.posted(call.others)
     yield from _gathered(call, output, input)
 
 
 def _gathered(call: Call, output: Tensor, input: Tensor) -> Steps:
     rows = output.view(call.fabric.size, -1)
+    call.check_unchanged()
     rows[call.fabric.rank].copy_(input)
     for peer in call.others:
         call.read(peer, "posted", rows[peer].copy_)
@@ -182,22 +229,20 @@ def scatter(call: Call, output: Tensor, input: Tensor | None, src: int) -> Steps
 def all_to_all(call: Call, output: Tensor, input: Tensor, output_counts: Sequence[int], starts: Tensor) -> Steps:
     """Exchange parts: `starts` says, to whoever reads it, where each rank's part of `input` begins."""
     fabric, rank = call.fabric, call.fabric.rank
-    name = "starts", call.mark.number
-    fabric.export(name, starts, call.mark, fabric.size - 1)
+    fabric.export(("starts", call.mark.number), starts, call.mark, fabric.size - 1)
     sent = call.post(input, fabric.size - 1)
     yield call.posted(call.others)
     for peer, part in enumerate(output.split(list(output_counts))):
         if peer == rank:
             part.copy_(input[starts[rank] : starts[rank + 1]])
             continue
-        where, _ = fabric.open(peer, name)
-        assert where is not None
-        begin, end = where[rank : rank + 2].tolist()
-        fabric.close(peer, name)
+        span = torch.empty(2, dtype=torch.int64)
+        theirs = call.read(peer, "starts", partial(_copy_slice, span, rank, rank + 2))
+        begin, end = span.tolist()
         if end - begin != part.numel():
             raise MismatchError(
-                f"rank {rank}: {call.mark}: rank {peer} sends {end - begin} bytes to this rank, which expects "
-                f"{part.numel()} ({call.mark.line})"
+                f"rank {call.mark.rank}: {call.mark}: rank {theirs.rank} sends {end - begin} bytes to this rank "
+                f"({theirs.line}), which expects {part.numel()} ({call.mark.line})"
             )
         call.read(peer, "posted", partial(_copy_slice, part, begin, end))
     yield sent
@@ -209,6 +254,7 @@ def barrier(call: Call) -> Steps:
         yield call.given(0)
         call.read(0, "result")
         return
+    call.results.promise(call.mark.number)
     call.come()
     yield call.posted(call.others)
     for peer in call.others:

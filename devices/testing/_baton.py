@@ -6,17 +6,22 @@ a deadlock is found at the moment at which it happens, not by a timeout.
 
 from __future__ import annotations
 
+import ctypes
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
 from typing import Any, final
 
 from devices.testing._rank_state import RankState
 
-_POLLS = 1000
-"""How often a rank may look in vain, all others waiting, before that counts as waiting too."""
+_POLLS = 5000
+"""How often a rank may look for something in vain, nothing happening meanwhile, before it counts as waiting for it."""
+
+_IDLE = 100, 0.5
+"""How often, and for how many seconds, a rank may do so that mostly sleeps."""
 
 
 class Released(BaseException):
@@ -38,12 +43,15 @@ class Task:
         self.thread: threading.Thread | None = None
         self.waits_for: object = None
         self.is_over = False
+        self.ended = threading.Event()
         self.go = threading.Lock()
         self.go.acquire()
         self.listens: tuple[Hashable, ...] = ()
         self.look: Callable[[], tuple[Hashable, ...]] = tuple
         self.is_running = False
-        self.polls = 0
+        # How often it has looked in vain since event number `event`, when it began to (on the clock, and in its own
+        # time), and whether that is long enough to say that it waits.
+        self.event, self.polls, self.began, self.is_stuck = -1, 0, (0.0, 0.0), False
 
 
 @final
@@ -70,8 +78,10 @@ class Baton:
         self._ready: list[Task] = []
         self._listeners: dict[Hashable, list[Task]] = {}
         self._running = 0
-        # Guards all of the above; while only one rank runs nobody ever waits for it.
-        self._lock = threading.Lock()
+        self._event = 0
+        # Guards all of the above; while only one rank runs nobody ever waits for it. A thread that holds it may collect
+        # garbage, and what ends then wakes somebody.
+        self._lock = threading.RLock()
         self._here = threading.local()
 
     # Life of a thread.
@@ -93,12 +103,16 @@ class Baton:
                 self.stop(error, task)
             finally:
                 self._leave(task)
+                task.ended.set()
 
         name = f"rank {rank}" + (" helper" if is_helper else "")
         task.thread = threading.Thread(target=body, name=name, daemon=True)
         if self._states is not None and rank not in self._states:
             self._states[rank] = RankState(rank, {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         with self._lock:
+            if is_helper:
+                # A run may have thousands of them, one after the other.
+                self.tasks = [each for each in self.tasks if not (each.is_helper and each.ended.is_set())]
             self.tasks.append(task)
             if self.is_free and self._running:
                 self._make_ready(task)
@@ -148,28 +162,32 @@ class Baton:
         task = self._mine()
         with self._lock:
             self._check()
-            is_alone = not self._ready and self._running == 1
-            task.polls = task.polls + 1 if is_alone else 0
-            if task.polls > _POLLS:
-                task.waits_for = about
+            task.waits_for = about
+            self._count_poll(task)
+            if task.is_stuck and all(
+                each.is_over or each.listens or (each.is_stuck and each.event == self._event) for each in self.tasks
+            ):
                 self._end(self.on_deadlock())
                 raise Released
-            if self._ready:
+            gives_away = bool(self._ready)
+            if gives_away:
                 self._ready.append(task)
                 self._give_away(task)
-        if not is_alone and not self.is_free:
+        if gives_away:
             self._sleep(task)
 
     def maybe_pause(self) -> None:
         """Let others go first, or not, as the seed says."""
         if self.seed and not self.is_free and self.task is not None:
             with self._lock:
+                self._event += 1
                 if not self._ready or self._draw.random() < 0.5:
                     return
-            self.pause(None)
+            self.pause("its turn")
 
     def wake(self, key: Hashable) -> None:
         """Look again for all who listen for `key`."""
+        self._event += 1
         # Where all run at once, one may be about to listen.
         if self._listeners or self.is_free:
             with self._lock:
@@ -186,7 +204,31 @@ class Baton:
                 self.raised_by = by
             self._end(error)
 
+    def interrupt(self) -> None:
+        """Raise `Released`, at the next line of Python, in the ranks that run on although the run is over."""
+        for task in self.tasks:
+            if task.is_running and not task.is_over and task.thread is not None and task.thread.ident is not None:
+                ident = ctypes.c_ulong(task.thread.ident)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Released))
+
+    def abandon(self) -> None:
+        """Let all others end beside a rank that cannot be interrupted."""
+        with self._lock:
+            self.is_free = True
+            self._hand_on()
+
     # How it is done; all with the lock held.
+
+    def _count_poll(self, task: Task) -> None:
+        if task.event != self._event:
+            task.event, task.polls, task.is_stuck = self._event, 0, False
+            task.began = time.monotonic(), time.thread_time()
+        task.polls += 1
+        polls, seconds = _IDLE
+        if task.polls > _POLLS:
+            task.is_stuck = True
+        elif task.polls > polls and (past := time.monotonic() - task.began[0]) > seconds:
+            task.is_stuck = time.thread_time() - task.began[1] < past / 3
 
     def _mine(self) -> Task:
         task = self.task

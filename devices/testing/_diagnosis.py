@@ -2,65 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from types import FrameType
+import sys
+from collections.abc import Sequence
+from types import FrameType, TracebackType
 
-import torch
-
-from devices.errors import CollectiveError, DeadlockError, MismatchError
-from devices.fabric.mark import Mark, difference, line_of
-from devices.fabric.progress import FabricWork
+from devices.errors import DeadlockError, MismatchError
+from devices.fabric.mark import NOWHERE, Mark, difference, is_of_program, line_of
+from devices.fabric.progress import FabricWork, Progress
 from devices.testing._baton import Baton, Task
+from devices.testing._entrance import entrance
 from devices.testing._thread_fabric import ThreadFabric
 
-_ENTRANCES = ("devices/_collectives.py", "torch/distributed/distributed_c10d.py")
-"""Where the verbs are that programs call."""
 
+def diagnose(baton: Baton, progresses: Sequence[Progress]) -> BaseException:
+    """Return the error that says why none of the ranks goes on.
 
-def diagnose(baton: Baton, ranks: int) -> CollectiveError:
-    """Return the error that describes why none of `ranks` ranks goes on."""
-    waiting = {task.rank: (task, frame) for task, frame in baton.waiting() if not task.is_helper}
-    lines = [_line(rank, ranks, *waiting.get(rank, (None, None))) for rank in range(ranks)]
-    listed = "\n".join(f"  {line}" for line in _shortened(lines))
-    works = [task.waits_for for task, _ in waiting.values() if isinstance(task.waits_for, FabricWork)]
+    Args:
+        baton: the run's.
+        progresses: the verbs of each rank.
+    """
+    failed = [work for progress in progresses for work in progress.failed]
+    ranks, waiting = len(progresses), baton.waiting()
+    frames = {task.rank: (task, frame) for task, frame in waiting if not task.is_helper}
+    helped = {task.rank: task.waits_for for task, _ in waiting if task.is_helper}
+    lines = [_line(rank, ranks, helped.get(rank), *frames.get(rank, (None, None))) for rank in range(ranks)]
+    lines = _shortened(lines)
+    lines += [f"before that rank {work.mark.rank} got: {work.error}" for work in failed if work.untold is None]
+    listed = "\n".join(f"  {line}" for line in lines)
+    for work in failed:
+        # Nobody has waited for it, so nobody knows why its peers do not go on.
+        if work.untold is not None:
+            why = f"nobody has waited for that verb, and no rank can go on (seed {baton.seed})"
+            work.untold.add_note(f"{why}:\n{listed}")
+            return work.untold
+    works = [task.waits_for for task, _ in waiting if isinstance(task.waits_for, FabricWork)]
     if said := _mismatch(works):
         return MismatchError(f"{said}. Each rank waits:\n{listed}")
     return DeadlockError(f"deadlock: no rank can go on (seed {baton.seed}):\n{listed}")
 
 
-def _line(rank: int, ranks: int, task: Task | None, frame: FrameType | None) -> str:
+def _line(rank: int, ranks: int, helped: object, task: Task | None, frame: FrameType | None) -> str:
     who = f"rank {rank} of {ranks}"
     if task is None:
         return f"{who} has ended"
     work, line = task.waits_for, line_of(frame)
-    if not isinstance(work, FabricWork):
-        return f"{who} waits for {work} at {line}"
+    called = f" called by {verb}" if (verb := entrance(frame)) else ""
+    at = f"{called} at {line}"
+    if line == NOWHERE:
+        who, at = f"{who}, whose function has returned,", ""
+    at += _handled(task)
+    if isinstance(work, FabricWork):
+        return f"{who} waits for {_what(work)}{at}{_started(work, line)}"
+    # A rank may wait for a thread of its own, which waits for other ranks.
+    more = f"; there it waits for {_what(helped)}" if isinstance(helped, FabricWork) else ""
+    return f"{who} waits for {work}{at}{more}"
+
+
+def _what(work: FabricWork) -> str:
     missing: list[int] = []
     if work.condition is not None and isinstance(work.fabric, ThreadFabric):
         missing = work.fabric.missing(work.condition)
-    called = "".join(f" called by {entrance}" for entrance in _entrance(frame))
-    started = "" if work.mark.line == line else f", started at {work.mark.line}"
-    return f"{who} waits for {_ranks(missing)} in {work}{called} at {line}{started}"
+    return f"{_ranks(missing)} in {work}"
 
 
-def _entrance(frame: FrameType | None) -> list[str]:
-    """Return, if it can be told, the verb as the program called it, with the tensors that it was given."""
-    found = []
-    while frame is not None:
-        if frame.f_code.co_filename.endswith(_ENTRANCES):
-            code = frame.f_code
-            given = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount]]
-            found = [f"{code.co_name}({', '.join(_tensors(given))})"]
-        frame = frame.f_back
-    return found
+def _started(work: FabricWork, line: str) -> str:
+    return "" if work.mark.line == line else f", started at {work.mark.line}"
 
 
-def _tensors(values: Sequence[object]) -> Iterator[str]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value[:8])
+def _handled(task: Task) -> str:
+    """Return which error the rank handles while it waits: what failed first may be what led it astray."""
+    found = sys._current_exceptions().get(task.thread.ident or 0) if task.thread is not None else None
+    # Python 3.11 has it as `sys.exc_info` does.
+    error = found[1] if isinstance(found, tuple) else found
+    if not isinstance(error, BaseException):
+        return ""
+    raised = _raised_at(error.__traceback__)
+    return f" while it handles {type(error).__name__}: {error}" + (f", raised at {raised}" if raised else "")
+
+
+def _raised_at(traceback: TracebackType | None) -> str | None:
+    line = None
+    while traceback is not None:
+        if is_of_program(name := traceback.tb_frame.f_code.co_filename):
+            line = f"{name}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return line
 
 
 def _ranks(missing: list[int]) -> str:

@@ -25,7 +25,9 @@ _REDUCING = ("all_reduce", "reduce", "reduce_scatter")
 
 
 @contextlib.contextmanager
-def emulate(target: str, *, lnc: int | None = None, compose: bool = False, enforce: bool = True) -> Iterator[Emulation]:
+def emulate(
+    target: str, *, lnc: int | None = None, compose: bool = False, enforce: bool = True, device_tensors: bool = False
+) -> Iterator[Emulation]:
     """Let the program meet the limits of `target` while this lasts, on whatever it runs.
 
     What the target refuses is refused, by an `UnsupportedError` or, for memory, torch's own `OutOfMemoryError`, on
@@ -39,6 +41,9 @@ def emulate(target: str, *, lnc: int | None = None, compose: bool = False, enfor
         compose: allow, and list in the report, what the verbs of `devices` compose from what the target has; torch's
             own verbs go straight to the vendor's group, which composes nothing.
         enforce: raise what is refused; if not, it is only listed in the report, and the program goes on.
+        device_tensors: let the target's type of device be there, "neuron" say, one for each rank: `world.device` is
+            the rank's own, and a tensor on it that meets one on the CPU is an error, as it is on the target. An op
+            then takes some 5 us more.
 
     Yields:
         The `Emulation`, whose `report` says what the program asked for.
@@ -55,7 +60,7 @@ def emulate(target: str, *, lnc: int | None = None, compose: bool = False, enfor
     >>> [asked.verb for asked in emulation.report.composed]
     ['all_reduce']
     """
-    emulation = Emulation(load(target, lnc=lnc), compose=compose, enforce=enforce)
+    emulation = Emulation(load(target, lnc=lnc), compose=compose, enforce=enforce, device_tensors=device_tensors)
     before = _observing.observe(emulation)
     try:
         if dist.is_initialized():
@@ -75,13 +80,15 @@ class Emulation:
         target: from the catalogue.
         compose: whether what `devices` composes is allowed.
         enforce: whether what is refused is raised.
+        device_tensors: whether the target's type of device is there.
     """
 
-    def __init__(self, target: Target, *, compose: bool, enforce: bool) -> None:
+    def __init__(self, target: Target, *, compose: bool, enforce: bool, device_tensors: bool) -> None:
         self.target = target
         self._limits = target.limits
         self._compose = compose
         self._enforce = enforce
+        self._device_tensors = device_tensors
         self._asked: dict[tuple[str, str, str, str, str], tuple[int, int]] = {}
         self._memories: dict[int, Memory] = {}
         self._groups: dict[int, int] = {}
@@ -108,7 +115,18 @@ class Emulation:
                     f"{held / 2**30:.2f} GiB, but {said}"
                 )
 
-        return self._memories.setdefault(rank, Memory(self._limits.memory_per_rank, refused)).watched()
+        memory = self._memories.setdefault(rank, Memory(self._limits.memory_per_rank, refused))
+        return self._on_device(rank, memory) if self._device_tensors else memory.watched()
+
+    @contextlib.contextmanager
+    def _on_device(self, rank: int, memory: Memory) -> Iterator[None]:
+        from devices.testing._device_tensors import device_tensors
+
+        limits = self._limits
+        count = limits.ranks_per_node or 1
+        device = device_tensors(limits.device_type, rank % count, count=count, memory=limits.memory_per_rank)
+        with device, memory.watched():
+            yield
 
     def check_world(self, size: int) -> None:
         """Refuse a world of `size` ranks unless it is legal."""

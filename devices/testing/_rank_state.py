@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, final
 
@@ -12,20 +13,21 @@ import numpy.random
 import torch
 
 from devices._torch import RankGlobals
+from devices.testing._shared_sharding import shared_sharding
 
 # Public, though numpy's stubs do not say so.
 _set_bit_generator: Any = numpy.random.set_bit_generator  # type: ignore[attr-defined]
 _bit_generator: Any = numpy.random.get_bit_generator  # type: ignore[attr-defined]
 
-_FRESH = 67280421310721  # what torch seeds a new process with: c10::default_rng_seed_val
+_FRESH = 67280421310721  # of no meaning
 
 
 @final
 class RankState:
     """What all that has come to on one rank, while another one runs.
 
-    Like a process of its own, a rank starts with torch's default seed. Python's and numpy's generators, which a
-    process seeds from the machine, start from the rank's number, so that a run can be repeated.
+    The generators of torch, Python and numpy, which a process seeds from the machine, start from the rank's number, so
+    that ranks differ as processes do, and a run can be repeated.
 
     Args:
         rank: the rank.
@@ -34,9 +36,10 @@ class RankState:
 
     def __init__(self, rank: int, variables: Mapping[str, str]) -> None:
         self._variables = variables
-        self._torch = torch.Generator().manual_seed(_FRESH).get_state()
+        self._torch = torch.Generator().manual_seed(_FRESH + rank).get_state()
         self._python = random.Random(rank).getstate()
         self._numpy: Any = numpy.random.MT19937(rank)
+        self._dtype = torch.get_default_dtype()
         self._globals = RankGlobals()
 
     def enter(self) -> None:
@@ -45,6 +48,8 @@ class RankState:
         random.setstate(self._python)
         _set_bit_generator(self._numpy)
         os.environ.update(self._variables)
+        if torch.get_default_dtype() != self._dtype:
+            torch.set_default_dtype(self._dtype)
         self._globals.enter()
 
     def leave(self) -> None:
@@ -52,6 +57,7 @@ class RankState:
         self._torch = torch.get_rng_state()
         self._python = random.getstate()
         self._numpy = _bit_generator()
+        self._dtype = torch.get_default_dtype()
         self._globals.leave()
 
 
@@ -60,10 +66,15 @@ def restored() -> Iterator[None]:
     """Give back to the process, at the end, all that ranks change."""
     variables, mine = dict(os.environ), RankState(0, {})
     mine.leave()
+    # Ranks that run at once draw from the very generator that is kept.
+    drawn = numpy.random.get_state()
     try:
-        yield
+        # Who restores filters while others are between theirs leaves any.
+        with warnings.catch_warnings(), shared_sharding():
+            yield
     finally:
         mine.enter()
+        numpy.random.set_state(drawn)
         for name in os.environ.keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)

@@ -73,14 +73,14 @@ class Report:
     def __str__(self) -> str:
         lines = [f"on {self.target}:"]
         rows = [
-            (each.line, each.verb, each.dtype, f"{each.calls}", _size(each.bytes), each.outcome) for each in self.asked
+            (each.line, each.verb, each.dtype, f"{each.calls}", size(each.bytes), each.outcome) for each in self.asked
         ]
         lines += _table([("line", "verb", "dtype", "calls", "bytes", ""), *rows])
         lines += [f"  {each.line}: {each.verb} is {each.outcome}: {each.reason}" for each in self.asked if each.reason]
         if self.peak_memory:
             rank = max(self.peak_memory, key=lambda rank: self.peak_memory[rank])
-            of = f" of {_size(self.memory)}" if self.memory is not None else ""
-            lines.append(f"  most memory: rank {rank} held {_size(self.peak_memory[rank])}{of}")
+            of = f" of {size(self.memory)}" if self.memory is not None else ""
+            lines.append(f"  most memory: rank {rank} held {size(self.peak_memory[rank])}{of}")
         return "\n".join(lines)
 
 
@@ -90,10 +90,11 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"  {line.rstrip()}" for line in aligned]
 
 
-def _size(count: int) -> str:
-    size, unit = float(count), "B"
+def size(count: int) -> str:
+    """Return a number of bytes in words."""
+    number, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1024:
+        if number < 1024:
             break
-        size, unit = size / 1024, larger
-    return f"{size:.4g} {unit}"
+        number, unit = number / 1024, larger
+    return f"{number:.4g} {unit}"

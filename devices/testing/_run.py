@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, final
@@ -21,9 +21,10 @@ from devices._registry import Choice
 from devices._world import init
 from devices.algorithms.concurrency import use
 from devices.errors import ArgumentError, CollectiveTimeoutError, RaceError, WorldError
+from devices.fabric.mark import line_of
 from devices.fabric.progress import Progress
 from devices.testing._alike import difference
-from devices.testing._baton import Baton, Released
+from devices.testing._baton import Baton, Released, Task
 from devices.testing._diagnosis import diagnose
 from devices.testing._emulation import emulate
 from devices.testing._rank_state import restored
@@ -92,6 +93,20 @@ def run(
         _one_at_a_time.release()
 
 
+def run_program(program: Callable[[], object], *, ranks: int, timeout: float = 600.0) -> None:
+    """Call `program` once per rank as `run` does, but with no world open: it opens its own, by torch or by us.
+
+    Raises:
+        Exception: as of `run`.
+    """
+    if not _one_at_a_time.acquire(blocking=False):
+        raise WorldError("a run on thread ranks is under way in this process; one ends before another begins")
+    try:
+        _Run(lambda _: program(), (), ranks, Baton(0), timeout, opens=False).results()
+    finally:
+        _one_at_a_time.release()
+
+
 def _results(
     fn: Callable[..., T], args: tuple[Any, ...], ranks: int, seeds: range, parallel: bool, timeout: float
 ) -> list[T]:
@@ -101,12 +116,31 @@ def _results(
     for other in others:
         again = _Run(fn, args, ranks, Baton(other, is_free=parallel), timeout).results()
         for rank, (before, now) in enumerate(zip(first, again, strict=True)):
-            if said := difference(before, now):
-                raise RaceError(
-                    f"what rank {rank} of {ranks} returns depends on the order in which ranks run: with "
-                    f"seed={seed} and seed={other} it differs{said}; either seed repeats its run"
+            if not (said := difference(before, now)):
+                continue
+            who = f"what rank {rank} of {ranks} returns"
+            if parallel:
+                raise RaceError(f"{who} depends on the order in which ranks run: of two runs it differs{said}")
+            if difference(first, _Run(fn, args, ranks, Baton(seed), timeout).results()):
+                raise ArgumentError(
+                    f"{who} differs{said}, but not by the order of the ranks: with seed={seed} again it differs too. "
+                    "Something lasts from run to run, in args or in a global variable; begin it anew in the function"
                 )
+            raise RaceError(
+                f"{who} depends on the order in which ranks run: with seed={seed} and seed={other} it differs{said}; "
+                "either seed repeats its run"
+            )
     return first
+
+
+@contextlib.contextmanager
+def _closed_at_last() -> Iterator[None]:
+    """Close what the program itself has opened and left open."""
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 @final
@@ -119,21 +153,27 @@ class _Run:
     ranks: int
     baton: Baton
     timeout: float
+    opens: bool = True
     returned: dict[int, Any] = field(default_factory=dict)
     memories: Memories = field(default_factory=Memories)
+
+    def __post_init__(self) -> None:
+        self.progresses = [Progress(self.baton.maybe_pause) for _ in range(self.ranks)]
 
     def results(self) -> list[Any]:
         _autoload.register()
         baton = self.baton
-        baton.on_deadlock = partial(diagnose, baton, self.ranks)
+        baton.on_deadlock = partial(diagnose, baton, self.progresses)
         store = ThreadStore(baton)
         with restored(), _torch.thread_worlds() as begin:
             os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(self.ranks)))
-            tasks = [baton.start(rank, partial(self._rank, rank, store, begin)) for rank in range(self.ranks)]
-            baton.run()
-            self._join([task.thread for task in tasks if task.thread is not None])
-            baton.stop(Released())
-            self._join([task.thread for task in baton.tasks if task.thread is not None])
+            try:
+                tasks = [baton.start(rank, partial(self._rank, rank, store, begin)) for rank in range(self.ranks)]
+                baton.run()
+                if not self._join(tasks, self.timeout):
+                    baton.stop(self._late())
+            finally:
+                self._end()
         if baton.error is not None and not isinstance(baton.error, Released):
             raise self._told(baton.error)
         return [self.returned[rank] for rank in range(self.ranks)]
@@ -142,41 +182,58 @@ class _Run:
         """Be one rank, on its own thread."""
         begin()
         use(BatonThreads(self.baton, rank))
-        progress = Progress()
+        progress = self.progresses[rank]
         backend = ThreadBackend(self.baton, self.memories, progress)
         choice = Choice(backend, "ranks are threads of this process", ())
         tell(Launch(rank, self.ranks, store, choice, f"{self.ranks} threads of one process"))
         # Backward stays on the rank's thread, where the rank's groups are.
-        with torch.autograd.set_multithreading_enabled(False), init(timeout=self.timeout) as world:
+        world_of_its_own = init(timeout=self.timeout) if self.opens else _closed_at_last()
+        with torch.autograd.set_multithreading_enabled(False), world_of_its_own as world:
             observer = _observing.observer()
-            with observer.rank(rank) if observer is not None else contextlib.nullcontext():
-                self.returned[rank] = self.fn(world, *self.args)
-            progress.finish_all()
+            try:
+                with observer.rank(rank) if observer is not None else contextlib.nullcontext():
+                    self.returned[rank] = self.fn(world, *self.args)
+                progress.finish_all()
+            except BaseException as error:
+                # Now, for closing the world waits for what is on its way, and perhaps for ever.
+                self.baton.stop(error, self.baton.task)
+                raise
 
-    def _join(self, threads: list[threading.Thread]) -> None:
-        deadline = time.monotonic() + self.timeout
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                raise self._late()
+    def _join(self, tasks: Sequence[Task], seconds: float) -> bool:
+        """Wait that long at most for threads to end; return whether they have."""
+        deadline = time.monotonic() + seconds
+        for task in tasks:
+            # A thread's own join with a time limit, interrupted by the user, takes the thread for ended.
+            if task.ended.wait(max(0.0, deadline - time.monotonic())) and task.thread is not None:
+                task.thread.join()
+        return all(task.ended.is_set() for task in tasks)
+
+    def _end(self) -> None:
+        """End all threads: by what they wait for, else by an exception out of nowhere, else they are left alone."""
+        baton = self.baton
+        baton.stop(Released())
+        if not self._join(baton.tasks, 0.5):
+            baton.interrupt()
+            if not self._join(baton.tasks, 2.0):
+                baton.abandon()
+                self._join(baton.tasks, 1.0)
 
     def _late(self) -> CollectiveTimeoutError:
         """Return the error that says which rank keeps the baton, and where it is."""
         running = [(task, frame) for task, frame in self.baton.waiting() if task.is_running and frame is not None]
         told = "\n".join(
-            f"rank {task.rank} of {self.ranks}:\n{''.join(traceback.format_stack(frame))}"
+            f"rank {task.rank} of {self.ranks} is at {line_of(frame)}:\n{''.join(traceback.format_stack(frame))}"
             for task, frame in running[:4]
         )
-        error = CollectiveTimeoutError(
+        return CollectiveTimeoutError(
             f"{self.timeout:g} s are over and this rank neither returned nor waits in a verb, so it is computing, or "
             f"waits for something that is none of ours:\n{told}"
         )
-        self.baton.stop(error)
-        return error
 
     def _told(self, error: BaseException) -> BaseException:
         by = self.baton.raised_by
-        if by is not None:
-            seeded = "" if self.baton.is_free else f", seed {self.baton.seed}"
-            error.add_note(f"raised by rank {by.rank} of {self.ranks}, a thread rank{seeded}")
+        who = f"raised by rank {by.rank} of {self.ranks}, a thread rank" if by is not None else "on thread ranks"
+        error.add_note(who if self.baton.is_free else f"{who}, seed {self.baton.seed}")
+        if left := sorted({task.rank for task in self.baton.tasks if not task.ended.is_set()}):
+            error.add_note(f"threads of these ranks could not be ended and go on: {', '.join(map(str, left))}")
         return error

@@ -49,5 +49,5 @@ class ThreadBackend(Backend):
         return Capabilities(DTYPES, REDUCTIONS)
 
     def open(self, group: Group) -> Communicator:
-        fabric = ThreadFabric(self._memories.of(group), self._baton, group)
+        fabric = ThreadFabric(self._memories, self._baton, group)
         return FabricCommunicator(fabric, group, self._progress, scheduled=self._baton.is_free)

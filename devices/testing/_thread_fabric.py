@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -12,7 +15,11 @@ from devices._backend import Group
 from devices.errors import CollectiveError, MismatchError, RaceError
 from devices.fabric.interface import AnyOf, Condition, Fabric, Raised
 from devices.fabric.mark import Mark, caller
+from devices.fabric.pairs import Sent
 from devices.testing._baton import Baton
+
+_NOTES = 16
+"""How many raises of a lane are remembered."""
 
 
 @final
@@ -21,28 +28,39 @@ class _Export:
     tensor: torch.Tensor | None
     note: object
     readers: int
-    version: int | None
+    look: Callable[[torch.Tensor], int] | None
+    looked: int
 
 
 @final
 class _Memory:
-    """What the ranks of one group share."""
+    """What the ranks of one group share.
 
-    def __init__(self, ranks: tuple[int, ...]) -> None:
+    Args:
+        ranks: the world's ranks that the group has.
+        line: where in the program the first of them made it.
+    """
+
+    def __init__(self, ranks: tuple[int, ...], line: str) -> None:
         self.ranks = ranks
+        self.line = line
         self.lanes: list[dict[int, int]] = [{} for _ in ranks]
-        self.notes: list[dict[int, object]] = [{} for _ in ranks]
+        self.notes: list[dict[int, deque[tuple[int, object]]]] = [{} for _ in ranks]
         self.exports: list[dict[Hashable, _Export]] = [{} for _ in ranks]
         self.is_aborted = False
+        self.came: Collection[int] = ()
+        self.left = 0
+        # Where all run at once, two may be through with an export.
+        self.lock = threading.Lock()
 
 
 @final
 class Memories:
-    """Those of all groups of a run."""
+    """Those of all groups of a run; of a group that all have left, only who made it remains."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, int], tuple[_Memory, str]] = {}
-        self._opened: dict[tuple[str, int], int] = {}
+        self._by_name: dict[str, list[_Memory]] = {}
+        self._lock = threading.Lock()
 
     def of(self, group: Group) -> _Memory:
         """Return the memory of `group`, to which each of its ranks comes once.
@@ -50,15 +68,28 @@ class Memories:
         Raises:
             MismatchError: another rank made another group of that name.
         """
-        me = group.name, group.ranks[group.rank]
-        times = self._opened[me] = self._opened.get(me, 0) + 1
-        memory, line = self._found.setdefault((group.name, times), (_Memory(group.ranks), caller()))
+        me, line = group.ranks[group.rank], caller()
+        with self._lock:
+            known = self._by_name.setdefault(group.name, [])
+            memory = next((memory for memory in known if me not in memory.came), None)
+            if memory is None:
+                known.append(memory := _Memory(group.ranks, line))
+            memory.came = (*memory.came, me)
         if memory.ranks != group.ranks:
             raise MismatchError(
-                f"{group}: the group has ranks {list(group.ranks)} here ({caller()}), but another rank made it with "
-                f"{list(memory.ranks)} ({line}); every rank makes all groups, its own and the others', in one order"
+                f"{group}: the group has ranks {list(group.ranks)} here ({line}), but another rank made it with "
+                f"{list(memory.ranks)} ({memory.line}); every rank makes all groups, its own and the others', in one "
+                "order"
             )
         return memory
+
+    def leave(self, memory: _Memory) -> None:
+        """Empty the memory of a group if this rank is the last to leave it."""
+        with self._lock:
+            memory.left += 1
+            if memory.left == len(memory.ranks):
+                memory.came = memory.ranks
+                memory.lanes, memory.notes, memory.exports = [], [], []
 
 
 @final
@@ -66,52 +97,65 @@ class ThreadFabric(Fabric):
     """A group's memory, seen from one thread rank.
 
     Args:
-        memory: the group's.
+        memories: those of the run.
         baton: what ranks wait by.
         group: the members.
     """
 
-    def __init__(self, memory: _Memory, baton: Baton, group: Group) -> None:
+    def __init__(self, memories: Memories, baton: Baton, group: Group) -> None:
         self.rank, self.size = group.rank, group.size
-        self._memory = memory
+        self._memories = memories
+        self._memory = memories.of(group)
+        self._has_left = False
         self._baton = baton
         self._group = group
 
     def export(
         self, name: Hashable, tensor: torch.Tensor | None, note: object, readers: int, *, is_part: bool = False
     ) -> None:
-        self._baton.maybe_pause()
         if readers:
-            # torch counts the changes of a whole memory.
-            version = None if is_part else _version(tensor)
-            self._memory.exports[self.rank][name] = _Export(tensor, note, readers, version)
+            look = None if is_part or tensor is None else _version if _is_whole(tensor) else _checksum
+            looked = look(tensor) if look is not None and tensor is not None else 0
+            self._memory.exports[self.rank][name] = _Export(tensor, note, readers, look, looked)
 
     def open(self, peer: int, name: Hashable) -> tuple[torch.Tensor | None, object]:
         export = self._memory.exports[peer][name]
-        if export.version is not None and _version(export.tensor) != export.version:
-            line = f", started at {export.note.line}," if isinstance(export.note, Mark) else ""
-            raise RaceError(
-                f"rank {peer} of {self.size} changed a tensor in place that a verb{line} was still to read: "
-                f"{export.note}; wait for its work first, or pass a clone"
-            )
+        if export.look is _version:
+            self._check_unchanged(peer, export)
         return export.tensor, export.note
 
     def close(self, peer: int, name: Hashable) -> None:
         exports = self._memory.exports[peer]
         export = exports[name]
-        export.readers -= 1
-        if not export.readers:
+        with self._memory.lock:
+            export.readers -= 1
+            is_last = not export.readers
+        if is_last:
+            # Once for all readers, for it takes its time.
+            if export.look is _checksum:
+                self._check_unchanged(peer, export)
             del exports[name]
             self._baton.wake((id(self._memory), peer, name))
 
+    def _check_unchanged(self, peer: int, export: _Export) -> None:
+        if export.look is not None and export.tensor is not None and export.look(export.tensor) != export.looked:
+            line = f", started at {export.note.line}," if isinstance(export.note, Mark | Sent) else ""
+            raise RaceError(
+                f"rank {self._group.ranks[peer]} changed a tensor in place that a verb{line} was still to read: "
+                f"{export.note}; wait for its work first, or pass a clone"
+            )
+
     def signal(self, lane: int, value: int, note: object = None) -> None:
         if note is not None:
-            self._memory.notes[self.rank][lane] = note
+            notes = self._memory.notes[self.rank]
+            if lane not in notes:
+                notes[lane] = deque(maxlen=_NOTES)
+            notes[lane].append((value, note))
         self._memory.lanes[self.rank][lane] = value
         self._baton.wake((id(self._memory), self.rank, lane))
 
-    def noted(self, peer: int, lane: int) -> object:
-        return self._memory.notes[peer].get(lane)
+    def noted(self, peer: int, lane: int, value: int) -> object:
+        return next((note for raised, note in self._memory.notes[peer].get(lane, ()) if raised == value), None)
 
     def holds(self, condition: Condition) -> bool:
         return not self.awaited(condition)
@@ -157,8 +201,11 @@ class ThreadFabric(Fabric):
         def look() -> tuple[Hashable, ...]:
             keys: list[Hashable] = []
             for fabric, condition in fabrics:
-                found = () if fabric._memory.is_aborted else fabric.awaited(condition)
-                if not found:
+                if fabric._memory.is_aborted:
+                    if fabric is self:
+                        return ()
+                    continue
+                if not (found := fabric.awaited(condition)):
                     return ()
                 keys += found
             return (*keys, *((id(fabric._memory), "abort") for fabric, _ in fabrics))
@@ -174,6 +221,20 @@ class ThreadFabric(Fabric):
         self._memory.is_aborted = True
         self._baton.wake((id(self._memory), "abort"))
 
+    def leave(self) -> None:
+        if not self._has_left:
+            self._has_left = True
+            self._memories.leave(self._memory)
 
-def _version(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None or tensor.is_inference() else tensor._version
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    """Return whether torch's count of changes says something about this tensor: it is that of a whole memory."""
+    return not tensor.is_inference() and tensor.nbytes == tensor.untyped_storage().nbytes()
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return tensor._version
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    return zlib.crc32(tensor.view(torch.uint8).numpy().data) if tensor.numel() else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Sequence
 from datetime import timedelta
 from typing import Any, final
@@ -23,6 +24,8 @@ class ThreadStore(dist.Store):
         super().__init__()
         self._baton = baton
         self._values: dict[str, bytes] = {}
+        # Where all run at once, two may change a value.
+        self._lock = threading.RLock()
 
     def set(self, key: str, value: Any) -> None:
         self._values[key] = value.encode() if isinstance(value, str) else bytes(value)
@@ -33,18 +36,21 @@ class ThreadStore(dist.Store):
         return self._values[key]
 
     def add(self, key: str, amount: int) -> int:
-        total = int(self._values.get(key, b"0")) + amount
-        self.set(key, str(total))
+        with self._lock:
+            total = int(self._values.get(key, b"0")) + amount
+            self.set(key, str(total))
         return total
 
     def append(self, key: str, value: Any) -> None:
-        self.set(key, self._values.get(key, b"") + (value.encode() if isinstance(value, str) else bytes(value)))
+        with self._lock:
+            self.set(key, self._values.get(key, b"") + (value.encode() if isinstance(value, str) else bytes(value)))
 
     def compare_set(self, key: str, expected: Any, desired: Any) -> bytes:
         wanted = expected.encode() if isinstance(expected, str) else bytes(expected)
-        if self._values.get(key, b"") == wanted:
-            self.set(key, desired)
-        return self._values.get(key, wanted)
+        with self._lock:
+            if self._values.get(key, b"") == wanted:
+                self.set(key, desired)
+            return self._values.get(key, wanted)
 
     def check(self, keys: Sequence[str]) -> bool:
         if all(key in self._values for key in keys):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any, final
 
 from devices.algorithms.concurrency import use
+from devices.fabric.mark import line_of
 from devices.testing._baton import Baton, Task
+from devices.testing._entrance import entrance
 
 _numbers = itertools.count()
 
@@ -44,10 +47,14 @@ class BatonThreads:
 
 @final
 class _Event:
+    """That something which a helper does is done."""
+
     def __init__(self, baton: Baton) -> None:
         self._baton = baton
         self._key = "event", next(_numbers)
         self._is_set = False
+        frame = sys._getframe(1)
+        self._about = f"{entrance(frame) or 'a verb'}, started at {line_of(frame)} to run beside the program,"
 
     def set(self) -> None:
         self._is_set = True
@@ -55,11 +62,11 @@ class _Event:
 
     def is_set(self) -> bool:
         if not self._is_set:
-            self._baton.pause("a verb that runs beside the program")
+            self._baton.pause(self._about)
         return self._is_set
 
     def wait(self) -> None:
-        self._baton.wait(lambda: () if self._is_set else (self._key,), "a verb that runs beside the program")
+        self._baton.wait(lambda: () if self._is_set else (self._key,), self._about)
 
 
 @final

@@ -332,3 +332,41 @@ def test_a_world_of_one_with_no_run_meets_the_limits_too() -> None:
             dist.all_reduce(torch.ones(2), op=dist.ReduceOp.PRODUCT)
     with devices.init():
         assert devices.all_reduce(torch.ones(2, dtype=torch.float64), op="prod").tolist() == [1.0, 1.0]
+
+
+# Tensors on the target's devices.
+
+
+def test_by_a_switch_tensors_are_on_the_targets_devices_and_do_not_meet_those_of_the_cpu() -> None:
+    def program(world: World) -> tuple[str, float, str]:
+        on_device = torch.ones(2, device=world.device)
+        total = devices.all_reduce(on_device).sum().item()
+        try:
+            on_device + torch.ones(2)
+        except RuntimeError as error:
+            return str(world.device), total, str(error)
+        return str(world.device), total, "nothing was refused"
+
+    with devices.testing.emulate("trainium2", device_tensors=True):
+        found = devices.testing.run(program, ranks=4)
+    for rank, (device, total, said) in enumerate(found):
+        assert device == f"neuron:{rank}"
+        assert total == 8.0
+        assert "same device" in said
+
+
+def test_limits_do_not_depend_on_where_tensors_are() -> None:
+    def program(world: World) -> None:
+        devices.all_reduce(torch.ones(2, device=world.device), op="prod")
+
+    with (
+        devices.testing.emulate("trainium2", device_tensors=True),
+        pytest.raises(UnsupportedError, match="'prod' is not there"),
+    ):
+        devices.testing.run(program, ranks=2)
+
+    def large(world: World) -> None:
+        torch.empty(25 * GIB, dtype=torch.uint8, device=world.device)
+
+    with devices.testing.emulate("trainium2", device_tensors=True), pytest.raises(torch.OutOfMemoryError):
+        devices.testing.run(large, ranks=2)

@@ -1,0 +1,318 @@
+"""Every generated schedule, run by the fabric's executor on thread ranks, gives what plain torch gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from algorithms.meaning import MEANT, reduced, same, values
+from thread_fabric import Member, member
+
+import devices.testing
+from devices import World
+from devices.algorithms import direct, dissemination, pairwise, recursive, ring, trees
+from devices.algorithms.arithmetic import LOCAL
+from devices.algorithms.choose import choose
+from devices.algorithms.layout import Layout
+from devices.algorithms.replay import replay
+from devices.algorithms.schedule import Chunk, Copy, Program, Recv, Schedule, Send, parts
+from devices.errors import DeadlockError, MismatchError
+from devices.fabric import executor
+
+HOWS = [{}, {"seed": 1}, {"seed": 2}, {"seed": 3}, {"parallel": True}]
+SIZES = range(1, 10)
+ROOTED = (trees.broadcast, trees.reduce, trees.gather, trees.scatter, direct.gather, direct.scatter)
+REGULAR = (
+    ring.all_gather, ring.reduce_scatter, ring.all_reduce, recursive.doubling, recursive.halving, pairwise.all_to_all,
+    pairwise.all_gather, pairwise.reduce_scatter,
+)  # fmt: skip
+REDUCING = (ring.reduce_scatter, ring.all_reduce, recursive.doubling, recursive.halving, pairwise.reduce_scatter)
+REDUCTIONS = [(op, dtype) for op, dtype in MEANT if (op, dtype) in LOCAL]
+
+Given = tuple[list[int], torch.Tensor, dict[int, torch.Tensor], dict[int, torch.Tensor]]
+
+
+def label(value: object) -> str | None:
+    if callable(value):
+        return f"{value.__module__.rpartition('.')[2]}.{value.__name__}"
+    return str(value) if isinstance(value, dict) else None
+
+
+def schedules(make: Callable[..., Schedule], size: int) -> list[Schedule]:
+    if make in ROOTED:
+        return [make(size, root) for root in sorted({0, size // 2, size - 1})]
+    return [make(size)]
+
+
+def sent(size: int, rank: int) -> list[int]:
+    """Return how much a rank sends to each in an all_to_all: uneven, and sometimes nothing."""
+    return [(rank + 2 * peer) % 5 for peer in range(size)]
+
+
+def shares(size: int, kind: str) -> list[int]:
+    return {"uneven": [(rank * 5 + 3) % 7 for rank in range(size)], "even": [3] * size, "none": [0] * size}[kind]
+
+
+def input_of(schedule: Schedule, rank: int, kind: str, dtype: torch.dtype) -> torch.Tensor:
+    """Return what a rank has at first."""
+    counts, size = shares(schedule.size, kind), schedule.size
+    numel = {
+        "all_gather": counts[rank], "gather": counts[rank], "reduce_scatter": sum(counts), "scatter": sum(counts),
+        "all_to_all": sum(sent(size, rank)) if kind != "none" else 0,
+    }  # fmt: skip
+    whole = 2 * size + 1 if kind == "uneven" else max(1, size - 1) if kind == "even" else 0
+    return values(numel.get(schedule.verb, whole), dtype, seed=rank)
+
+
+def layout_of(schedule: Schedule, rank: int, kind: str, given: torch.Tensor) -> tuple[torch.Tensor, Layout]:
+    """Return where a rank's result will be, and its chunks."""
+    size, counts, root = schedule.size, shares(schedule.size, kind), schedule.root
+    result, input, output = given.clone(), {}, {}
+    match schedule.verb:
+        case "all_to_all":
+            counts = [count if kind != "none" else 0 for count in sent(size, rank)]
+            received = [sent(size, peer)[rank] if kind != "none" else 0 for peer in range(size)]
+            result = given.new_zeros(sum(received))
+            input, output = dict(enumerate(given.split(counts))), dict(enumerate(result.split(received)))
+        case "all_gather" | "gather":
+            has_output = schedule.verb == "all_gather" or rank == root
+            result = given.new_zeros(sum(counts) if has_output else 0)
+            input, output = {rank: given}, dict(enumerate(result.split(counts))) if has_output else {}
+        case "reduce_scatter" | "scatter":
+            result = given.new_zeros(counts[rank])
+            has_input = schedule.verb == "reduce_scatter" or rank == root
+            input, output = dict(enumerate(given.split(counts))) if has_input else {}, {rank: result}
+        case "permute":
+            counts, result = [given.numel()], torch.zeros_like(given)
+            input, output = {0: given}, {0: result}
+        case _:
+            counts, output = [given.numel()], {0: result}
+    return result, Layout(schedule, counts, given, input, output)
+
+
+def expected_of(schedule: Schedule, kind: str, op: str, dtype: torch.dtype) -> list[torch.Tensor | None]:
+    """Return each rank's result by the verb's law, in plain torch; None where it is undefined."""
+    size, counts, root = schedule.size, shares(schedule.size, kind), schedule.root
+    inputs = [input_of(schedule, rank, kind, dtype) for rank in range(size)]
+    match schedule.verb:
+        case "all_reduce":
+            return [reduced(op, inputs)] * size
+        case "reduce":
+            return [reduced(op, inputs) if rank == root else None for rank in range(size)]
+        case "reduce_scatter":
+            return list(reduced(op, inputs).split(counts))
+        case "all_gather":
+            return [torch.cat(inputs)] * size
+        case "gather":
+            return [torch.cat(inputs) if rank == root else None for rank in range(size)]
+        case "broadcast":
+            assert root is not None
+            return [inputs[root]] * size
+        case "scatter":
+            assert root is not None
+            return list(inputs[root].split(counts))
+    if kind == "none":
+        return [torch.empty(0, dtype=dtype)] * size
+    split = [given.split(sent(size, rank)) for rank, given in enumerate(inputs)]
+    return [torch.cat([pieces[rank] for pieces in split]) for rank in range(size)]
+
+
+def executed(at: Member, schedule: Schedule, kind: str, op: str, dtype: torch.dtype) -> torch.Tensor:
+    """Return what the executor makes of this rank's input, which it must leave as it is."""
+    given = input_of(schedule, at.fabric.rank, kind, dtype)
+    before = given.clone()
+    result, chunks = layout_of(schedule, at.fabric.rank, kind, given)
+    mark = at.mark(schedule.verb)
+    at.start(executor.run(schedule, at.fabric.rank, at.pairs, chunks, mark, op), mark).wait()
+    assert torch.equal(given.view(torch.uint8), before.view(torch.uint8))
+    return result
+
+
+Case = tuple[Schedule, str, str, torch.dtype]
+
+
+def check(size: int, cases: Sequence[Case], how: dict[str, Any]) -> None:
+    """Run all cases, one after another, on the same ranks, and compare."""
+
+    def results(world: World) -> list[torch.Tensor]:
+        at = member("test of the executor")
+        return [executed(at, *case) for case in cases]
+
+    found = devices.testing.run(results, ranks=size, **how)
+    for number, case in enumerate(cases):
+        for rank, expected in enumerate(expected_of(*case)):
+            if expected is not None:
+                assert same(found[rank][number], expected), f"rank {rank} of {size}: {case}"
+
+
+@pytest.mark.parametrize("how", HOWS, ids=label)
+@pytest.mark.parametrize("make", [*REGULAR, *ROOTED], ids=label)
+def test_a_generated_schedule_computes_its_verb(make: Callable[..., Schedule], how: dict[str, Any]) -> None:
+    for size in SIZES:
+        cases = [
+            (schedule, kind, "sum", torch.int64)
+            for schedule in schedules(make, size)
+            for kind in ("uneven", "even", "none")
+        ]
+        check(size, cases, how)
+
+
+@pytest.mark.parametrize("how", HOWS, ids=label)
+@pytest.mark.parametrize("make", [*REDUCING, trees.reduce], ids=label)
+def test_every_op_on_every_dtype_that_a_rank_reduces(make: Callable[..., Schedule], how: dict[str, Any]) -> None:
+    for size in (2, 5, 8):
+        schedule = schedules(make, size)[-1]
+        check(size, [(schedule, "uneven", op, dtype) for op, dtype in REDUCTIONS], how)
+
+
+@pytest.mark.parametrize("how", HOWS, ids=label)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_permute_carries_each_pair(size: int, how: dict[str, Any]) -> None:
+    ring_of_all = tuple((rank, (rank + 1) % size) for rank in range(size))
+    for pairs in (ring_of_all, ring_of_all[::2], ((0, size - 1),), ((0, 0),), ()):
+        schedule = direct.permute(size, pairs)
+        found = devices.testing.run(
+            lambda world, schedule: executed(member("permute"), schedule, "even", "sum", torch.int64),
+            schedule, ranks=size, **how,
+        )  # fmt: skip
+        sources = {target: source for source, target in pairs}
+        for rank, result in enumerate(found):
+            given = input_of(schedule, sources.get(rank, rank), "even", torch.int64)
+            assert torch.equal(result, given if rank in sources else torch.zeros_like(given))
+
+
+@pytest.mark.parametrize("how", HOWS, ids=label)
+@pytest.mark.parametrize("size", SIZES)
+def test_nobody_leaves_a_barrier_before_all_have_come(size: int, how: dict[str, Any]) -> None:
+    """Its messages have a byte each, for one of no elements is not sent."""
+    come: list[int] = []
+
+    def comes(world: World) -> list[int]:
+        at, schedule, found = member("barrier"), dissemination.barrier(world.size), []
+        for number in range(5):
+            mark, chunk = at.mark("barrier"), torch.zeros(1, dtype=torch.uint8)
+            chunks = Layout(schedule, (1,), chunk, {0: chunk}, {0: torch.zeros(1, dtype=torch.uint8)})
+            come.append(number)
+            at.start(executor.run(schedule, world.rank, at.pairs, chunks, mark), mark).wait()
+            found.append(come.count(number))
+        return found
+
+    assert devices.testing.run(comes, ranks=size, **how) == [[size] * 5] * size
+    come.clear()
+
+
+@pytest.mark.parametrize("how", HOWS, ids=label)
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("make", [ring.all_reduce, recursive.doubling, recursive.halving], ids=label)
+def test_the_executor_and_the_replay_agree_to_the_bit(make: Any, size: int, how: dict[str, Any]) -> None:
+    """Sums of random floats tell the order of the operations, which is the schedule's alone."""
+    generator = torch.Generator().manual_seed(size)
+    tensors = [torch.randn(57, generator=generator) for _ in range(size)]
+    schedule: Schedule = make(size)
+
+    def in_place(tensor: torch.Tensor) -> Layout:
+        return Layout(schedule, (tensor.numel(),), tensor, {}, {0: tensor})
+
+    def added(world: World) -> torch.Tensor:
+        at, mine = member("to the bit"), tensors[world.rank].clone()
+        mark = at.mark()
+        at.start(executor.run(schedule, world.rank, at.pairs, in_place(mine), mark, "sum"), mark).wait()
+        return mine
+
+    replayed = [tensor.clone() for tensor in tensors]
+    replay(schedule, [in_place(tensor) for tensor in replayed], "sum")
+    for found, expected in zip(devices.testing.run(added, ranks=size, **how), replayed, strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("how", HOWS, ids=label)
+def test_many_schedules_on_their_way_at_once_do_not_mix(how: dict[str, Any]) -> None:
+    """Also where ranks wait for them in another order than they were started in."""
+
+    def overlaps(world: World) -> list[list[float]]:
+        at, works, tensors = member("overlap"), [], []
+        for number in range(12):
+            make = (ring.all_reduce, recursive.doubling, recursive.halving)[number % 3]
+            schedule, tensor = make(world.size), torch.full((7,), float(world.rank * number))
+            mark = at.mark()
+            chunks = Layout(schedule, (7,), tensor, {}, {0: tensor})
+            works.append(at.start(executor.run(schedule, world.rank, at.pairs, chunks, mark, "sum"), mark))
+            tensors.append(tensor)
+        for work in works if world.rank % 2 else reversed(works):
+            work.wait()
+        return [tensor.tolist() for tensor in tensors]
+
+    total = sum(range(5))
+    assert devices.testing.run(overlaps, ranks=5, **how) == [[[float(total * n)] * 7 for n in range(12)]] * 5
+
+
+@pytest.mark.parametrize("how", HOWS, ids=label)
+def test_a_chunk_can_be_sent_and_reduced_in_one_step(how: dict[str, Any]) -> None:
+    """What is sent is what was there before."""
+    chunks = parts("output", 1)
+
+    def program(rank: int) -> Program:
+        return ((Send(1 - rank, 0), Recv(1 - rank, 0, reduce=True)),)
+
+    schedule = Schedule("all_reduce", 2, chunks, program).validate()
+    kinds = [(schedule, kind, op, torch.float64) for kind in ("uneven", "even") for op in ("sum", "max")]
+    check(2, kinds, how)
+
+
+@pytest.mark.parametrize("how", HOWS, ids=label)
+def test_copies_come_before_the_messages_of_their_step(how: dict[str, Any]) -> None:
+    chunks = (*parts("output", 1), *parts("scratch", 1), Chunk("input", 0))
+
+    def program(rank: int) -> Program:
+        return ((Copy(2, 1), Send(1 - rank, 1), Recv(1 - rank, 0)), (Copy(1, 0, reduce=True),))
+
+    schedule = Schedule("all_reduce", 2, chunks, program).validate()
+
+    def runs(world: World) -> list[float]:
+        at, given, result = member("copies"), torch.full((3,), 1.0 + world.rank), torch.zeros(3)
+        mark = at.mark()
+        layout = Layout(schedule, (3,), result, {0: given}, {0: result})
+        at.start(executor.run(schedule, world.rank, at.pairs, layout, mark), mark).wait()
+        return result.tolist()
+
+    assert devices.testing.run(runs, ranks=2, **how) == [[3.0] * 3] * 2
+
+
+@pytest.mark.parametrize("how", HOWS, ids=label)
+def test_ranks_that_run_schedules_for_other_sizes_are_told(how: dict[str, Any]) -> None:
+    def mixes(world: World) -> None:
+        at, tensor = member("sizes"), torch.ones(1 + 3 * world.rank)
+        mark = at.mark("all_reduce", tensor.numel())
+        chunks = Layout(schedule, (tensor.numel(),), tensor, {}, {0: tensor})
+        at.start(executor.run(schedule, world.rank, at.pairs, chunks, mark, "sum"), mark).wait()
+
+    schedule = recursive.doubling(2)
+    with pytest.raises(MismatchError, match="differ in size: 1 on rank 0"):
+        devices.testing.run(mixes, ranks=2, **how)
+
+
+@pytest.mark.parametrize("how", HOWS, ids=label)
+def test_a_schedule_that_deadlocks_is_a_deadlock(how: dict[str, Any]) -> None:
+    chunks = (*parts("output", 1), *parts("scratch", 1))
+    schedule = Schedule("all_reduce", 2, chunks, lambda rank: ((Recv(1 - rank, 1),), (Send(1 - rank, 0),)))
+    with pytest.raises(DeadlockError, match="rank 0 of 2 waits for rank 1"):
+        check(2, [(schedule, "even", "sum", torch.int64)], how)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("size", [2, 5, 9])
+def test_what_is_chosen_for_large_data_is_right_too(size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    whole = torch.randn(size, 40_001, generator=generator)
+
+    def adds(world: World) -> bool:
+        at, mine = member("large"), whole[world.rank].clone()
+        schedule = choose("all_reduce", world.size, mine.nbytes)
+        mark = at.mark()
+        layout = Layout(schedule, (mine.numel(),), mine, {}, {0: mine})
+        at.start(executor.run(schedule, world.rank, at.pairs, layout, mark, "sum"), mark).wait()
+        return torch.allclose(mine, whole.sum(0), atol=1e-4)
+
+    assert all(devices.testing.run(adds, ranks=size, seed=seed))
