@@ -48,7 +48,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     """Return the parser, and all options that it knows."""
     parser = argparse.ArgumentParser(
         prog="devices",
-        description="One placement and collectives API over CUDA, AWS Neuron and CPU.",
+        description="One placement and collectives API on torch, each kind of hardware a plugin.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print the version")
@@ -72,9 +72,10 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     check.add_argument("--target", help="a target of the catalogue whose limits hold; none do otherwise")
     check.add_argument("--ranks", type=int, default=2, help="how many ranks (2)")
+    check.add_argument("--timeout", type=float, default=600.0, help="seconds that it may take (600)")
     check.add_argument("--json", action="store_true", help="print all of it as JSON")
     check.add_argument("script", help="the program; what follows it and is no option above are its own arguments")
-    return parser, ["--help", "--version", "--json", "--target", "--ranks"]
+    return parser, ["--help", "--version", "--json", "--target", "--ranks", "--timeout"]
 
 
 def _doctor(*, as_json: bool) -> int:
@@ -104,7 +105,9 @@ def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     try:
         # What the program prints goes to stderr, so that stdout holds the answer alone.
         with contextlib.redirect_stdout(sys.stderr):
-            checked = _check.check(options.script, arguments, ranks=options.ranks, target=options.target)
+            checked = _check.check(
+                options.script, arguments, ranks=options.ranks, target=options.target, timeout=options.timeout
+            )
     except DevicesError as error:
         print(f"devices check: {error}", file=sys.stderr)
         return 2

@@ -24,6 +24,7 @@ def examine() -> dict[str, Any]:
     """Return the report. Nothing that is broken here stops it; `report["cpu"]["works"]` is the verdict."""
     torch = _examine_torch()  # first, before anything else brings torch in and registers our group
     plugins = [_examine_plugin(plugin) for plugin in _registry.plugins()]
+    auto = _examine_auto()
     return {
         "schema": SCHEMA,
         "versions": {
@@ -34,10 +35,10 @@ def examine() -> dict[str, Any]:
         },
         "torch": torch,
         "plugins": plugins,
-        "auto": _examine_auto(),
+        "auto": auto,
         "cpu": _examine_cpu(),
         "switches": _switches(),
-        "problems": _problems(torch, plugins),
+        "problems": _problems(torch, plugins, auto),
     }
 
 
@@ -132,10 +133,12 @@ def _switches() -> list[dict[str, str]]:
     ]
 
 
-def _problems(torch: dict[str, Any], plugins: list[dict[str, Any]]) -> list[str]:
+def _problems(torch: dict[str, Any], plugins: list[dict[str, Any]], auto: dict[str, Any]) -> list[str]:
     problems = [plugin["error"] for plugin in plugins if plugin["error"]]
     problems += [backend["error"] for plugin in plugins for backend in plugin["backends"] if backend["error"]]
     problems += _registry.unmatched_names()
+    if auto["backend"] is None and auto["reason"].startswith("DEVICES_BACKEND="):
+        problems.append(auto["reason"])
     if not torch["imports"]:
         problems.append(f"torch cannot be imported: {torch['error']}")
     elif torch["error"]:

@@ -30,6 +30,8 @@ def device(*, memory: int | str = 0, dtype: torch.dtype | None = None, backend: 
     device(type='cpu')
     """
     needed = _bytes(memory)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ArgumentError(f"dtype={dtype!r} is no torch.dtype; torch.bfloat16 is one")
     names = [backend] if backend is not None else _registry.auto_order()
     reasons: list[str] = []
     for name in names:
@@ -51,8 +53,12 @@ def device(*, memory: int | str = 0, dtype: torch.dtype | None = None, backend: 
         if fitting:
             best = max(fitting, key=lambda fit: fit[0])[1]
             return torch.device(best.type) if best.type == "cpu" else torch.device(best.type, best.index)
-    asked = f"{needed / 2**30:.1f} GiB free" + (f" and {dtype}" if dtype is not None else "")
-    raise BackendUnavailableError(f"no device has {asked}:" + "".join(f"\n  {reason}" for reason in reasons))
+    size = memory if isinstance(memory, str) else f"{memory} bytes"
+    asked = [*([f"{size} free"] if needed else []), *([str(dtype)] if dtype is not None else [])]
+    raise BackendUnavailableError(
+        f"no device {'has ' if asked else 'is here'}{' and '.join(asked)}:"
+        + "".join(f"\n  {reason}" for reason in reasons)
+    )
 
 
 def _bytes(memory: int | str) -> int:

@@ -288,6 +288,12 @@ def storage_key(tensor: torch.Tensor) -> tuple[torch.UntypedStorage, int]:
     return storage, storage._cdata
 
 
+def storage_number(storage: torch.UntypedStorage) -> int:
+    """Return what tells a memory from all others while it is there."""
+    number: int = storage._cdata
+    return number
+
+
 # What `devices.testing._device_tensors` and the files beside it need, to make tensors on a CPU seem to be elsewhere.
 
 

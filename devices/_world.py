@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -50,6 +51,8 @@ class World:
         self._owns_group = owns_group
         self._choice = choice
         self._note = note
+        # What prints an uncaught error: the hook before this world, and torch's, which puts the rank before each line.
+        self._hooks: tuple[Any, Any] = (None, None)
 
     def mesh(self, axes: Mapping[str, int]) -> DeviceMesh:
         """Return a `DeviceMesh` of all ranks with the named axes, the last one varying fastest.
@@ -77,6 +80,8 @@ class World:
         del _open[_default_group()]
         if self._owns_group:
             dist.destroy_process_group()
+            if sys.excepthook is self._hooks[1]:
+                sys.excepthook = self._hooks[0]
 
     def explain(self) -> str:
         """Return which backend was chosen and why, and how the ranks found each other."""
@@ -126,6 +131,8 @@ def init(backend: str = "auto", *, timeout: timedelta | float = 600.0) -> World:
     """
     if (already := _current()) is not None:
         raise WorldError(f"{already!r} is open; close it before you open another")
+    if not isinstance(timeout, (timedelta, int, float)):
+        raise ArgumentError(f"timeout={timeout!r} is neither a timedelta nor a number of seconds")
     limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
     if limit <= timedelta(0):
         raise ArgumentError(f"timeout must be positive, got {timeout!r}")
@@ -156,8 +163,11 @@ def _launch(asked: str, timeout: timedelta) -> World:
     if device.type != "cpu":
         torch.get_device_module(device.type).set_device(device.index)
     store, rank, size, note = meet()
+    hook = sys.excepthook
     dist.init_process_group("devices", store=store, rank=rank, world_size=size, timeout=timeout, pg_options=choice)
-    return World(choice, device, owns_group=True, note=note)
+    world = World(choice, device, owns_group=True, note=note)
+    world._hooks = hook, sys.excepthook
+    return world
 
 
 def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:

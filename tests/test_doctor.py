@@ -91,6 +91,13 @@ def test_doctor_shows_the_switches_that_are_set_and_what_auto_then_means(site: S
     assert report["problems"] == []
 
 
+def test_doctor_lists_a_backend_that_was_asked_for_and_is_not_there(site: Site) -> None:
+    _, report = site.doctor(DEVICES_BACKEND="cuda")
+    assert report["auto"]["backend"] is None
+    assert report["problems"] == [report["auto"]["reason"]]
+    assert "DEVICES_BACKEND=cuda: no plugin provides a backend named 'cuda'" in report["problems"][0]
+
+
 def test_doctor_survives_a_torch_that_cannot_be_imported(site: Site) -> None:
     (site.folder / "torch.py").write_text("raise OSError('libtorch.so: not found')")
     status, report = site.doctor()

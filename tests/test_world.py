@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import ranks
@@ -198,3 +199,18 @@ def test_a_program_that_leaves_its_world_open_ends_cleanly() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "1.0"
+
+
+def test_worlds_that_were_closed_leave_the_hook_that_prints_errors_as_it_was() -> None:
+    before = sys.excepthook
+    for _ in range(2):
+        with devices.init():
+            pass
+    devices.testing.run(lambda world: None, ranks=3)
+    assert sys.excepthook is before
+
+
+@pytest.mark.parametrize("timeout", ["5", None, -1.0, 0])
+def test_a_timeout_that_is_no_time_is_a_clear_error(timeout: Any) -> None:
+    with pytest.raises(ArgumentError, match="timeout"):
+        devices.init(timeout=timeout)

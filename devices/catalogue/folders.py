@@ -45,7 +45,7 @@ class Catalogue:
         kinds = [known for known in KINDS if known != "software"]
         if kind is not None and kind not in kinds:
             known = ", ".join(kinds)
-            raise TargetNotFoundError(f"no kind of target {kind!r}{did_you_mean(kind, kinds)}. There are {known}.")
+            raise TargetNotFoundError(f"no kind of target {kind!r}{did_you_mean(kind, kinds)} (there are {known})")
         entries = (self._entry(name) for name in sorted(self._files))
         return tuple(entry.name for entry in entries if entry.kind in kinds and kind in (None, entry.kind))
 
@@ -75,7 +75,7 @@ class Catalogue:
                 known[alias] = entry
         if name not in known:
             there = ", ".join(self.names())
-            raise TargetNotFoundError(f"no target named {name!r}{did_you_mean(name, known)}. There are {there}.")
+            raise TargetNotFoundError(f"no target named {name!r}{did_you_mean(name, known)} (there are {there})")
         return known[name]
 
     def _entry(self, name: str) -> Entry:

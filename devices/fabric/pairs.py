@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Hashable
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -34,6 +34,15 @@ class Sent:
 
 
 @final
+class _Receive:
+    """Waits for a message of one of `peers`; `found` is who sent it, and its number."""
+
+    def __init__(self, peers: Sequence[int]) -> None:
+        self.peers = peers
+        self.found: tuple[int, int] | None = None
+
+
+@final
 class Pairs:
     """All messages of one rank of a group, to and from each peer. Tags keep messages apart that share a pair."""
 
@@ -42,6 +51,7 @@ class Pairs:
         self._offered = [0] * fabric.size
         self._seen = [0] * fabric.size
         self._arrived: dict[tuple[int, Hashable], deque[int]] = {}
+        self._receives: dict[Hashable, list[_Receive]] = {}
 
     def offer(self, peer: int, tensor: torch.Tensor, tag: Hashable, mark: Mark, *, is_part: bool = False) -> Read:
         """Let `peer` read `tensor`; return what holds when it has, until when the tensor must not be changed."""
@@ -53,18 +63,35 @@ class Pairs:
 
     def take(self, peer: int, tag: Hashable) -> Generator[Condition, None, int]:
         """Wait for the next message of `peer` with `tag`; return its number, for `read`."""
-        while (number := self._find(peer, tag)) is None:
-            yield self._next(peer)
+        _, number = yield from self._take((peer,), tag)
         return number
 
     def take_any(self, tag: Hashable) -> Generator[Condition, None, tuple[int, int]]:
         """Wait for the next message of anyone with `tag`; return the peer and the message's number."""
         others = [peer for peer in range(self._fabric.size) if peer != self._fabric.rank]
-        while True:
-            for peer in others:
-                if (number := self._find(peer, tag)) is not None:
-                    return peer, number
-            yield AnyOf([self._next(peer) for peer in others])
+        return (yield from self._take(others, tag))
+
+    def _take(self, peers: Sequence[int], tag: Hashable) -> Generator[Condition, None, tuple[int, int]]:
+        self._look(peers)
+        for peer in peers:
+            if arrived := self._arrived.get((peer, tag)):
+                number = arrived.popleft()
+                if not arrived:
+                    del self._arrived[peer, tag]
+                return peer, number
+        receive = _Receive(peers)
+        receives = self._receives.setdefault(tag, [])
+        receives.append(receive)
+        try:
+            while receive.found is None:
+                following = [self._next(peer) for peer in peers]
+                yield following[0] if len(following) == 1 else AnyOf(following)
+                self._look(peers)
+        finally:
+            receives.remove(receive)
+            if not receives:
+                del self._receives[tag]
+        return receive.found
 
     def read(self, peer: int, number: int, target: torch.Tensor, mark: Mark) -> None:
         """Copy a message into `target`, for the call `mark`.
@@ -103,16 +130,17 @@ class Pairs:
     def _next(self, peer: int) -> Raised:
         return Raised((peer,), FIRST_LANE + self._fabric.rank, self._seen[peer] + 1)
 
-    def _find(self, peer: int, tag: Hashable) -> int | None:
-        while self._fabric.holds(self._next(peer)):
-            self._seen[peer] += 1
-            _, sent = self._fabric.open(peer, self._name(self._seen[peer]))
-            assert isinstance(sent, Sent)
-            self._arrived.setdefault((peer, sent.tag), deque()).append(self._seen[peer])
-        waiting = self._arrived.get((peer, tag))
-        if waiting is None:
-            return None
-        number = waiting.popleft()
-        if not waiting:
-            del self._arrived[peer, tag]
-        return number
+    def _look(self, peers: Sequence[int]) -> None:
+        """Give the messages that have come to those who wait for them, in the order in which they began to."""
+        for peer in peers:
+            while self._fabric.holds(self._next(peer)):
+                self._seen[peer] += 1
+                number = self._seen[peer]
+                _, sent = self._fabric.open(peer, self._name(number))
+                assert isinstance(sent, Sent)
+                for receive in self._receives.get(sent.tag, ()):
+                    if receive.found is None and peer in receive.peers:
+                        receive.found = peer, number
+                        break
+                else:
+                    self._arrived.setdefault((peer, sent.tag), deque()).append(number)

@@ -110,12 +110,17 @@ class Progress:
                 self._active.append(work)
         return work
 
+    def advance(self) -> list[tuple[Fabric, Condition]]:
+        """Run all verbs as far as they go; return what they then wait for."""
+        with self._lock:
+            self._active = [each for each in self._active if not each.advance()]
+            return [(each.fabric, each.condition) for each in self._active if each.condition is not None]
+
     def finish(self, work: FabricWork) -> None:
         """Block until `work` is through."""
-        while not self._advance(work):
-            with self._lock:
-                awaited = [(each.fabric, each.condition) for each in self._active if each.condition is not None]
-            if awaited:
+        while not work.is_done:
+            awaited = self.advance()
+            if awaited and not work.is_done:
                 try:
                     work.fabric.wait(awaited, work)
                 except CollectiveError as error:
@@ -140,13 +145,9 @@ class Progress:
 
     def poll(self, work: FabricWork) -> bool:
         """Return whether `work` is through; if not, let others go on before the last look."""
-        if self._advance(work):
-            return True
-        work.fabric.pause(work)
-        return self._advance(work)
-
-    def _advance(self, work: FabricWork) -> bool:
         if not work.is_done:
-            with self._lock:
-                self._active = [each for each in self._active if not each.advance()]
+            self.advance()
+        if not work.is_done:
+            work.fabric.pause(work)
+            self.advance()
         return work.is_done

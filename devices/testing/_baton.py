@@ -7,13 +7,14 @@ a deadlock is found at the moment at which it happens, not by a timeout.
 from __future__ import annotations
 
 import ctypes
+import gc
 import random
 import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
 from types import FrameType
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from devices.testing._rank_state import RankState
 
@@ -52,6 +53,14 @@ class Task:
         # How often it has looked in vain since event number `event`, when it began to (on the clock, and in its own
         # time), and whether that is long enough to say that it waits.
         self.event, self.polls, self.began, self.is_stuck = -1, 0, (0.0, 0.0), False
+
+
+class Seen(NamedTuple):
+    """Where a task is: the frame, and the error that it handles there, if it does."""
+
+    task: Task
+    frame: FrameType | None
+    error: BaseException | None
 
 
 @final
@@ -316,11 +325,24 @@ class Baton:
         if self.error is not None:
             raise Released
 
-    def waiting(self) -> list[tuple[Task, FrameType | None]]:
-        """Return the tasks that are not over, each with the frame in which it is."""
-        frames: dict[int, Any] = sys._current_frames()
-        return [
-            (task, frames.get(task.thread.ident or 0) if task.thread else None)
-            for task in self.tasks
-            if not task.is_over
-        ]
+    def waiting(self) -> list[Seen]:
+        """Return the tasks that are not over, and where each one is."""
+        # CPython, before 3.12 at least, holds a lock while it lists these, which the end of a `threading.local` takes:
+        # a garbage collection that ends one meanwhile would stop the process for good (gh-106883).
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            frames: dict[int, Any] = sys._current_frames()
+            errors: dict[int, Any] = sys._current_exceptions()
+        finally:
+            if collects:
+                gc.enable()
+        found = []
+        for task in self.tasks:
+            if not task.is_over:
+                ident = (task.thread.ident if task.thread else None) or 0
+                error = errors.get(ident)
+                # Python 3.11 has it as `sys.exc_info` does.
+                error = error[1] if isinstance(error, tuple) else error
+                found.append(Seen(task, frames.get(ident), error))
+        return found

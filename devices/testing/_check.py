@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 import traceback
+import types
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from devices._launch import launch
+from devices.catalogue import load
 from devices.errors import ArgumentError
 from devices.testing._device_tensors import device_tensors
 from devices.testing._emulation import emulate
@@ -65,44 +67,63 @@ class Checked:
         }
 
 
-def check(script: str | Path, arguments: Sequence[str] = (), *, ranks: int = 2, target: str | None = None) -> Checked:
+def check(
+    script: str | Path,
+    arguments: Sequence[str] = (),
+    *,
+    ranks: int = 2,
+    target: str | None = None,
+    timeout: float = 600.0,
+) -> Checked:
     """Run `script` as torchrun would, on thread ranks, and return all in it that is bound to a vendor or refused.
 
-    The program runs to its end: what the target refuses is listed, not raised. Where it asks for CUDA and this
-    machine has none, its tensors are marked as on such a device and lie in the CPU's memory.
+    The program runs to its end: what the target refuses is listed, not raised, and what our verbs compose is listed
+    apart. Where it asks for CUDA and this machine has none, its tensors are marked as on such a device, else as on
+    the target's, and lie in the CPU's memory.
 
     Args:
         script: a Python program that is started by torchrun.
         arguments: its own.
         ranks: how many.
         target: its name in the catalogue; None checks the source, and runs it with no limits.
+        timeout: seconds that it may take.
 
     Raises:
         ArgumentError: there is no such program, or it cannot be parsed.
         TargetNotFoundError: there is no such target.
     """
-    path = Path(script)
-    findings = find(path)
-    code = compile(path.read_text(encoding="utf-8"), str(path.resolve()), "exec")
-    limits = emulate(target, enforce=False) if target is not None else contextlib.nullcontext()
-    stands_in = "" if torch.cuda.is_available() else "cuda"
+    path = Path(script).resolve()
+    findings = find(script)
+    code = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+    # What our verbs compose they compose there too; torch's own go straight to the vendor's group.
+    limits = emulate(target, compose=True, enforce=False) if target is not None else contextlib.nullcontext()
+    stands_in = _device_type(findings, target)
     error = ""
     with limits as emulation, _as_the_main_program(path, arguments), _process_groups_of_ours():
         try:
-            run_program(functools.partial(_program, code, path, stands_in), ranks=ranks)
+            run_program(functools.partial(_program, code, path, stands_in), ranks=ranks, timeout=timeout)
         except Exception as caught:
             error = _told(caught, path)
     report = None if emulation is None else emulation.report
-    return Checked(str(path), ranks, findings, report, error, stands_in)
+    return Checked(str(script), ranks, findings, report, error, stands_in)
+
+
+def _device_type(findings: Sequence[Finding], target: str | None) -> str:
+    """Return the type of device that the program is to find: CUDA's where it asks for that, else the target's own."""
+    found = "cuda" if findings else load(target).limits.device_type if target is not None else ""
+    return "" if found == "cuda" and torch.cuda.is_available() else found
 
 
 def _program(code: Any, path: Path, device_type: str) -> None:
     """Be the program, on one rank's thread."""
     rank = int(os.environ["LOCAL_RANK"])
+    # What the program looks up in its own module, to pickle a class of its own for instance, it finds there.
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    main.__file__ = str(path)
     on: AbstractContextManager[object] = device_tensors(device_type, rank) if device_type else contextlib.nullcontext()
     with on:
         try:
-            exec(code, {"__name__": "__main__", "__file__": str(path.resolve()), "__builtins__": __builtins__})
+            exec(code, vars(main))
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise ArgumentError(f"the program ended itself with exit status {end.code!r}") from end
@@ -111,15 +132,15 @@ def _program(code: Any, path: Path, device_type: str) -> None:
 @contextlib.contextmanager
 def _as_the_main_program(path: Path, arguments: Sequence[str]) -> Iterator[None]:
     """Let the program find its arguments and its own modules."""
-    argv, modules = sys.argv, set(sys.modules)
-    folder = str(path.resolve().parent)
+    argv, searched, modules, exit_at_once = sys.argv, sys.path[:], set(sys.modules), os._exit
+    folder = str(path.parent)
     sys.argv = [str(path), *arguments]
     sys.path.insert(0, folder)
+    os._exit = lambda status: sys.exit(status)
     try:
         yield
     finally:
-        sys.argv = argv
-        sys.path.remove(folder)
+        sys.argv, sys.path[:], os._exit = argv, searched, exit_at_once
         # Another check may bring modules of the same names.
         for name in set(sys.modules) - modules:
             if str(getattr(sys.modules[name], "__file__", None) or "").startswith(folder + os.sep):
@@ -163,6 +184,6 @@ def _told(error: Exception, path: Path) -> str:
     """Return an error with its rank and the program's line that led to it."""
     notes = "; ".join(getattr(error, "__notes__", ()))
     lines = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-    mine = [line for line in lines if line.startswith(str(path.resolve().parent))]
+    mine = [line for line in lines if line.startswith(str(path.parent))]
     where = f" at {mine[-1]}" if mine else ""
     return f"{type(error).__name__}{where}: {error}" + (f" ({notes})" if notes else "")

@@ -35,6 +35,8 @@ def _sections(checked: Checked) -> Iterable[tuple[str, RenderableType]]:
     if checked.findings:
         rows = [(f"{each.path}:{each.line}", each.code, each.replacement) for each in checked.findings]
         yield f"Bound to a vendor: {len(rows)}", _rows(("line", "code", "portable"), rows)
+        if any("world" in each.replacement for each in checked.findings):
+            yield "There, world is", Text("what devices.init() returns; it adopts a process group that is open")
     if report is not None:
         for title, asked in (("Refused", report.refused), ("Composed", report.composed)):
             if asked:

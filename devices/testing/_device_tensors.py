@@ -32,8 +32,8 @@ from devices.errors import ArgumentError, UnsupportedError
 from devices.fabric.progress import FabricWork
 from devices.testing import _device_answers, _device_functions, _device_runtime
 from devices.testing._device_here import Here, here, set_here
-from devices.testing._device_marks import on, put
-from devices.testing._device_ops import DeviceOps
+from devices.testing._device_marks import UNDECIDED, on, put, storage_of
+from devices.testing._device_ops import DeviceOps, mixed
 from devices.testing._replaced import Replaced, Replacements
 
 
@@ -147,14 +147,11 @@ def _restored(storage: Any, location: str) -> Any:
 
 # The process group: it moves the CPU's memory, wherever that counts as being, and other ranks' as well as its own.
 
-_MOVING: tuple[tuple[Any, tuple[str, ...]], ...] = (
-    (
-        Verbs,
-        (
-            *("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce", "gather", "scatter"),
-            *("permute", "barrier", "send", "recv", "recv_any", "exchange"),
-        ),
-    ),
+_VERBS = (
+    *("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce", "gather", "scatter"),
+    *("permute", "barrier", "send", "recv", "recv_any", "exchange"),
+)
+_WAITING: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (Started, ("wait", "is_completed")),
     (FabricWork, ("advance",)),
 )
@@ -179,6 +176,22 @@ def _get_backend(here: Here, original: Any, group: DevicesGroup, device: torch.d
     return original(group, group.group.device if device.type == here.type else device)
 
 
+def _of_one_device(here: Here, original: Any, verbs: Verbs, *args: Any, **kwargs: Any) -> Any:
+    """Call a verb, whose tensors lie all on the CPU or all on this rank's own device."""
+    own = here.at(here.own)
+    places = []
+    for tensor in (value for value in args if isinstance(value, torch.Tensor)):
+        where = on(storage_of(tensor))
+        if where is not UNDECIDED and where not in places:
+            places.append(where)
+    for where in places:
+        if where is not None and where is not own:
+            raise mixed(original.__name__, where, own)
+    if len(places) > 1:
+        raise mixed(original.__name__, own, None)
+    return _in_truth(here, original, verbs, *args, **kwargs)
+
+
 def _in_truth(here: Here, original: Any, *args: Any, **kwargs: Any) -> Any:
     set_here(None)
     try:
@@ -196,7 +209,8 @@ def _everywhere() -> Iterator[Replaced]:
     yield Replaced(World, "device", property(_world_device, _set_world_device), everywhere=True)
     yield Replaced(DevicesGroup, "verbs_on", _verbs_on)
     yield Replaced(DevicesGroup, "_get_backend", _get_backend)
-    yield from (Replaced(owner, name, _in_truth) for owner, names in _MOVING for name in names)
+    yield from (Replaced(Verbs, name, _of_one_device) for name in _VERBS)
+    yield from (Replaced(owner, name, _in_truth) for owner, names in _WAITING for name in names)
 
 
 def _of_cuda() -> Iterator[Replaced]:

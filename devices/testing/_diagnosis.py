@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from types import FrameType, TracebackType
+from types import TracebackType
 
 from devices.errors import DeadlockError, MismatchError
 from devices.fabric.mark import NOWHERE, Mark, difference, is_of_program, line_of
 from devices.fabric.progress import FabricWork, Progress
-from devices.testing._baton import Baton, Task
+from devices.testing._baton import Baton, Seen
 from devices.testing._entrance import entrance
 from devices.testing._thread_fabric import ThreadFabric
 
@@ -23,10 +22,9 @@ def diagnose(baton: Baton, progresses: Sequence[Progress]) -> BaseException:
     """
     failed = [work for progress in progresses for work in progress.failed]
     ranks, waiting = len(progresses), baton.waiting()
-    frames = {task.rank: (task, frame) for task, frame in waiting if not task.is_helper}
-    helped = {task.rank: task.waits_for for task, _ in waiting if task.is_helper}
-    lines = [_line(rank, ranks, helped.get(rank), *frames.get(rank, (None, None))) for rank in range(ranks)]
-    lines = _shortened(lines)
+    places = {seen.task.rank: seen for seen in waiting if not seen.task.is_helper}
+    helped = {seen.task.rank: seen.task.waits_for for seen in waiting if seen.task.is_helper}
+    lines = _shortened([_line(rank, ranks, places.get(rank), helped.get(rank)) for rank in range(ranks)])
     lines += [f"before that rank {work.mark.rank} got: {work.error}" for work in failed if work.untold is None]
     listed = "\n".join(f"  {line}" for line in lines)
     for work in failed:
@@ -35,22 +33,22 @@ def diagnose(baton: Baton, progresses: Sequence[Progress]) -> BaseException:
             why = f"nobody has waited for that verb, and no rank can go on (seed {baton.seed})"
             work.untold.add_note(f"{why}:\n{listed}")
             return work.untold
-    works = [task.waits_for for task, _ in waiting if isinstance(task.waits_for, FabricWork)]
+    works = [seen.task.waits_for for seen in waiting if isinstance(seen.task.waits_for, FabricWork)]
     if said := _mismatch(works):
         return MismatchError(f"{said}. Each rank waits:\n{listed}")
     return DeadlockError(f"deadlock: no rank can go on (seed {baton.seed}):\n{listed}")
 
 
-def _line(rank: int, ranks: int, helped: object, task: Task | None, frame: FrameType | None) -> str:
+def _line(rank: int, ranks: int, seen: Seen | None, helped: object) -> str:
     who = f"rank {rank} of {ranks}"
-    if task is None:
+    if seen is None:
         return f"{who} has ended"
-    work, line = task.waits_for, line_of(frame)
-    called = f" called by {verb}" if (verb := entrance(frame)) else ""
+    work, line = seen.task.waits_for, line_of(seen.frame)
+    called = f" called by {verb}" if (verb := entrance(seen.frame)) else ""
     at = f"{called} at {line}"
     if line == NOWHERE:
         who, at = f"{who}, whose function has returned,", ""
-    at += _handled(task)
+    at += _handled(seen.error) if seen.error is not None else ""
     if isinstance(work, FabricWork):
         return f"{who} waits for {_what(work)}{at}{_started(work, line)}"
     # A rank may wait for a thread of its own, which waits for other ranks.
@@ -69,13 +67,8 @@ def _started(work: FabricWork, line: str) -> str:
     return "" if work.mark.line == line else f", started at {work.mark.line}"
 
 
-def _handled(task: Task) -> str:
-    """Return which error the rank handles while it waits: what failed first may be what led it astray."""
-    found = sys._current_exceptions().get(task.thread.ident or 0) if task.thread is not None else None
-    # Python 3.11 has it as `sys.exc_info` does.
-    error = found[1] if isinstance(found, tuple) else found
-    if not isinstance(error, BaseException):
-        return ""
+def _handled(error: BaseException) -> str:
+    """Return which error a rank handles while it waits: it may be what led it astray."""
     raised = _raised_at(error.__traceback__)
     return f" while it handles {type(error).__name__}: {error}" + (f", raised at {raised}" if raised else "")
 

@@ -151,7 +151,7 @@ class Emulation:
             self._groups[group.ranks[group.rank]] -= 1
 
     def called(self, call: Called) -> None:
-        dtype = "" if call.tensor is None else str(call.tensor.dtype).removeprefix("torch.")
+        dtype = "" if call.tensor is None else _dtype(call.tensor)
         size = 0 if call.tensor is None else call.tensor.nbytes
         if said := self._impossible(call, dtype):
             self._refuse(f"{call.group}: {call.verb}", call.verb, dtype, said, size)
@@ -219,6 +219,13 @@ class Emulation:
         with self._lock:
             calls, total = self._asked.get(what, (0, 0))
             self._asked[what] = calls + 1, total + size
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    # torch hands complex numbers on as twice as many real ones.
+    whole = tensor._base
+    found = whole.dtype if whole is not None and whole.is_complex() else tensor.dtype
+    return str(found).removeprefix("torch.")
 
 
 def _world_size() -> int:

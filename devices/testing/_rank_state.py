@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, final
 
 import numpy.random
@@ -40,6 +42,8 @@ class RankState:
         self._python = random.Random(rank).getstate()
         self._numpy: Any = numpy.random.MT19937(rank)
         self._dtype = torch.get_default_dtype()
+        self._argv = list(sys.argv)
+        self._main = sys.modules["__main__"]
         self._globals = RankGlobals()
 
     def enter(self) -> None:
@@ -48,6 +52,7 @@ class RankState:
         random.setstate(self._python)
         _set_bit_generator(self._numpy)
         os.environ.update(self._variables)
+        sys.argv, sys.modules["__main__"] = self._argv, self._main
         if torch.get_default_dtype() != self._dtype:
             torch.set_default_dtype(self._dtype)
         self._globals.enter()
@@ -57,6 +62,7 @@ class RankState:
         self._torch = torch.get_rng_state()
         self._python = random.getstate()
         self._numpy = _bit_generator()
+        self._argv, self._main = sys.argv, sys.modules["__main__"]
         self._dtype = torch.get_default_dtype()
         self._globals.leave()
 
@@ -64,7 +70,8 @@ class RankState:
 @contextlib.contextmanager
 def restored() -> Iterator[None]:
     """Give back to the process, at the end, all that ranks change."""
-    variables, mine = dict(os.environ), RankState(0, {})
+    # Each of torch's groups puts another layer around the hook that prints what ends the program.
+    variables, mine, hook, argv, folder = dict(os.environ), RankState(0, {}), sys.excepthook, sys.argv, Path.cwd()
     mine.leave()
     # Ranks that run at once draw from the very generator that is kept.
     drawn = numpy.random.get_state()
@@ -75,6 +82,8 @@ def restored() -> Iterator[None]:
     finally:
         mine.enter()
         numpy.random.set_state(drawn)
+        sys.excepthook, sys.argv = hook, argv
+        os.chdir(folder)
         for name in os.environ.keys() - variables.keys():
             del os.environ[name]
         os.environ.update(variables)

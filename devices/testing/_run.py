@@ -20,7 +20,7 @@ from devices._launch import Launch, tell
 from devices._registry import Choice
 from devices._world import init
 from devices.algorithms.concurrency import use
-from devices.errors import ArgumentError, CollectiveTimeoutError, RaceError, WorldError
+from devices.errors import ArgumentError, CollectiveTimeoutError, RaceError, RankFailedError, WorldError
 from devices.fabric.mark import line_of
 from devices.fabric.progress import Progress
 from devices.testing._alike import difference
@@ -80,9 +80,9 @@ def run(
     >>> devices.testing.run(total, ranks=4)
     [6, 6, 6, 6]
     """
-    if ranks < 1:
+    if not isinstance(ranks, int) or ranks < 1:
         raise ArgumentError(f"ranks={ranks!r}: a run needs at least one rank")
-    if schedules < 1:
+    if not isinstance(schedules, int) or schedules < 1:
         raise ArgumentError(f"schedules={schedules!r}: at least one order of the ranks is to be tried")
     if not _one_at_a_time.acquire(blocking=False):
         raise WorldError("a run on thread ranks is under way in this process; one ends before another begins")
@@ -164,7 +164,7 @@ class _Run:
         _autoload.register()
         baton = self.baton
         baton.on_deadlock = partial(diagnose, baton, self.progresses)
-        store = ThreadStore(baton)
+        store = ThreadStore(baton, self.progresses)
         with restored(), _torch.thread_worlds() as begin:
             os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(self.ranks)))
             try:
@@ -220,10 +220,11 @@ class _Run:
 
     def _late(self) -> CollectiveTimeoutError:
         """Return the error that says which rank keeps the baton, and where it is."""
-        running = [(task, frame) for task, frame in self.baton.waiting() if task.is_running and frame is not None]
+        running = [seen for seen in self.baton.waiting() if seen.task.is_running and seen.frame is not None]
         told = "\n".join(
-            f"rank {task.rank} of {self.ranks} is at {line_of(frame)}:\n{''.join(traceback.format_stack(frame))}"
-            for task, frame in running[:4]
+            f"rank {seen.task.rank} of {self.ranks} is at {line_of(seen.frame)}:\n"
+            f"{''.join(traceback.format_stack(seen.frame))}"
+            for seen in running[:4]
         )
         return CollectiveTimeoutError(
             f"{self.timeout:g} s are over and this rank neither returned nor waits in a verb, so it is computing, or "
@@ -232,6 +233,11 @@ class _Run:
 
     def _told(self, error: BaseException) -> BaseException:
         by = self.baton.raised_by
+        if not isinstance(error, Exception):
+            # One of these would end the caller's program.
+            failed = RankFailedError(f"a rank ended itself by {type(error).__name__}: {error}", by.rank if by else -1)
+            failed.__cause__ = error
+            error = failed
         who = f"raised by rank {by.rank} of {self.ranks}, a thread rank" if by is not None else "on thread ranks"
         error.add_note(who if self.baton.is_free else f"{who}, seed {self.baton.seed}")
         if left := sorted({task.rank for task in self.baton.tasks if not task.ended.is_set()}):

@@ -196,21 +196,7 @@ class ThreadFabric(Fabric):
         return [self._group.ranks[peer] for peer in found]
 
     def wait(self, conditions: Sequence[tuple[Fabric, Condition]], about: object) -> None:
-        fabrics = [(fabric, condition) for fabric, condition in conditions if isinstance(fabric, ThreadFabric)]
-
-        def look() -> tuple[Hashable, ...]:
-            keys: list[Hashable] = []
-            for fabric, condition in fabrics:
-                if fabric._memory.is_aborted:
-                    if fabric is self:
-                        return ()
-                    continue
-                if not (found := fabric.awaited(condition)):
-                    return ()
-                keys += found
-            return (*keys, *((id(fabric._memory), "abort") for fabric, _ in fabrics))
-
-        self._baton.wait(look, about)
+        self._baton.wait(lambda: () if self._memory.is_aborted else awaited(conditions), about)
         if self._memory.is_aborted:
             raise CollectiveError(f"{self._group}: {about} was aborted")
 
@@ -225,6 +211,20 @@ class ThreadFabric(Fabric):
         if not self._has_left:
             self._has_left = True
             self._memories.leave(self._memory)
+
+
+def awaited(conditions: Sequence[tuple[Fabric, Condition]]) -> tuple[Hashable, ...]:
+    """Return what is to happen before one of `conditions` can hold; nothing if one does."""
+    keys: list[Hashable] = []
+    for fabric, condition in conditions:
+        assert isinstance(fabric, ThreadFabric)
+        memory = fabric._memory
+        keys.append((id(memory), "abort"))
+        if not memory.is_aborted:
+            if not (found := fabric.awaited(condition)):
+                return ()
+            keys += found
+    return tuple(keys)
 
 
 def _is_whole(tensor: torch.Tensor) -> bool:

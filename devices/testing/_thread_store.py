@@ -9,7 +9,12 @@ from typing import Any, final
 
 import torch.distributed as dist
 
+from devices.fabric.interface import Condition, Fabric
+from devices.fabric.progress import Progress
 from devices.testing._baton import Baton
+from devices.testing._thread_fabric import awaited
+
+Awaited = list[tuple[Fabric, Condition]]
 
 
 @final
@@ -18,11 +23,13 @@ class ThreadStore(dist.Store):
 
     Args:
         baton: what they wait by.
+        progresses: the verbs of each rank, which go on while it waits here.
     """
 
-    def __init__(self, baton: Baton) -> None:
+    def __init__(self, baton: Baton, progresses: Sequence[Progress]) -> None:
         super().__init__()
         self._baton = baton
+        self._progresses = progresses
         self._values: dict[str, bytes] = {}
         # Where all run at once, two may change a value.
         self._lock = threading.RLock()
@@ -55,14 +62,25 @@ class ThreadStore(dist.Store):
     def check(self, keys: Sequence[str]) -> bool:
         if all(key in self._values for key in keys):
             return True
+        self._advance()
         self._baton.pause(_about(keys))
         return all(key in self._values for key in keys)
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
-        def look() -> tuple[Hashable, ...]:
-            return next(((("store", key),) for key in keys if key not in self._values), ())
+        while missing := [key for key in keys if key not in self._values]:
+            first, verbs = missing[0], self._advance()
 
-        self._baton.wait(look, _about(keys))
+            def look(first: str = first, verbs: Awaited = verbs) -> tuple[Hashable, ...]:
+                if first in self._values or (verbs and not awaited(verbs)):
+                    return ()
+                return (("store", first), *awaited(verbs))
+
+            self._baton.wait(look, _about(keys))
+
+    def _advance(self) -> Awaited:
+        """Let the verbs of the rank that waits here go on; return what they wait for."""
+        task = self._baton.task
+        return self._progresses[task.rank].advance() if task is not None else []
 
     def delete_key(self, key: str) -> bool:
         return self._values.pop(key, None) is not None

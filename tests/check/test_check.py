@@ -165,3 +165,41 @@ def test_the_command_has_an_exit_status_and_prints_text_or_json(tmp_path: Path) 
     missing = command(tmp_path / "nothing.py")
     assert missing.returncode == 2
     assert "nothing.py" in missing.stderr
+
+
+AS_UNDER_TORCHRUN = """
+import dataclasses, os, pickle, sys
+import torch.distributed as dist
+
+@dataclasses.dataclass
+class Settings:
+    rate: int = 1
+
+dist.init_process_group("devices")
+assert dataclasses.fields(Settings)[0].type is int  # no annotation of it has become text
+assert pickle.loads(pickle.dumps(Settings(2))) == Settings(2)
+settings = [Settings(dist.get_rank())]
+dist.broadcast_object_list(settings)
+assert settings == [Settings(0)]
+sys.argv = sys.argv[:1]
+dist.barrier()
+os.chdir("/")
+assert os.path.isabs(__file__)
+if dist.get_rank() == 1:
+    os._exit(END)
+"""
+
+
+def test_a_program_finds_what_it_finds_under_torchrun(tmp_path: Path) -> None:
+    before, folder = sys.argv, Path.cwd()
+    path = program(tmp_path, AS_UNDER_TORCHRUN.replace('"devices"', "").replace("END", "0"))
+    checked = check(path, ["--rate", "3"], ranks=3)
+    assert checked.error == ""
+    assert checked.is_portable
+    assert (sys.argv, Path.cwd()) == (before, folder)
+    assert sys.modules["__main__"].__dict__.get("Settings") is None
+
+
+def test_a_program_that_leaves_at_once_with_a_status_has_failed(tmp_path: Path) -> None:
+    checked = check(program(tmp_path, AS_UNDER_TORCHRUN.replace('"devices"', "").replace("END", "7")), ranks=3)
+    assert "exit status 7" in checked.error

@@ -370,3 +370,41 @@ def test_limits_do_not_depend_on_where_tensors_are() -> None:
 
     with devices.testing.emulate("trainium2", device_tensors=True), pytest.raises(torch.OutOfMemoryError):
         devices.testing.run(large, ranks=2)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_verb_refuses_tensors_of_two_places_and_of_another_ranks_device() -> None:
+    def program(world: World) -> list[str]:
+        mine, said = torch.ones(3, device=world.device), []
+        other = torch.ones(3, device=f"neuron:{1 - world.rank}")
+        for call in (
+            lambda: dist.all_gather_into_tensor(torch.empty(6), mine),
+            lambda: dist.all_reduce(other),
+        ):
+            try:
+                call()
+            except RuntimeError as error:
+                said.append(str(error))
+        return said
+
+    with devices.testing.emulate("trainium2", device_tensors=True):
+        for said in devices.testing.run(program, ranks=2):
+            assert len(said) == 2
+            assert all("same device" in each for each in said)
+
+
+# What grows and shrinks.
+
+
+def test_memory_that_is_resized_is_counted_as_large_as_it_is() -> None:
+    def program(world: World) -> None:
+        torch.empty(0).resize_(1000)
+        kept = torch.empty(10)
+        kept.untyped_storage().resize_(6000)
+        kept.untyped_storage().resize_(0)
+        torch.empty(1250)
+
+    with devices.testing.emulate("trainium2") as emulation:
+        devices.testing.run(program, ranks=1)
+    assert emulation.report.peak_memory == {0: 6000}
+    assert "resize_" not in vars(torch.UntypedStorage)
