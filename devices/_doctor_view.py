@@ -1,26 +1,20 @@
-"""How `devices doctor` looks in a terminal, and in a pipe: the same words, without colour."""
+"""How `devices doctor` looks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from devices import _terminal
 
 
 def show(report: dict[str, Any], file: TextIO) -> None:
     """Print the report."""
-    console = Console(file=file, highlight=False)
-    with console.capture() as captured:
-        for title, body in _sections(report):
-            console.print(Text(title, style="bold"))
-            console.print(Padding(body, (0, 0, 0, 2)))
-            console.print()
-    # Tables are padded to the full width, which is noise in a file.
-    file.write("\n".join(line.rstrip() for line in captured.get().splitlines()).rstrip() + "\n")
+    _terminal.show(_sections(report), file)
 
 
 def _sections(report: dict[str, Any]) -> Iterator[tuple[str, RenderableType]]:

@@ -1,28 +1,22 @@
-"""How `devices check` looks in a terminal, and in a pipe: the same words, without colour."""
+"""How `devices check` looks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TextIO
 
-from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from devices import _terminal
 from devices.testing._check import Checked
 from devices.testing._report import Asked, size
 
 
 def show(checked: Checked, file: TextIO) -> None:
     """Print what came of a program."""
-    console = Console(file=file, highlight=False)
-    with console.capture() as captured:
-        for title, body in _sections(checked):
-            console.print(Text(title, style="bold"))
-            console.print(Padding(body, (0, 0, 0, 2)))
-            console.print()
-    file.write("\n".join(line.rstrip() for line in captured.get().splitlines()).rstrip() + "\n")
+    _terminal.show(_sections(checked), file)
 
 
 def _sections(checked: Checked) -> Iterable[tuple[str, RenderableType]]:

@@ -101,6 +101,50 @@ def test_composed_verbs_and_messages_share_a_rank(how: dict[str, Any]) -> None:
     assert devices.testing.run(shares, ranks=2, **how) == [[10.0 * n + 1 - r for n in range(15)] for r in range(2)]
 
 
+def test_messages_of_one_tag_go_to_receives_in_the_order_of_these(how: dict[str, Any]) -> None:
+    """Also where the later receive begins when its message is there, and that of the earlier too."""
+
+    def exchanges(world: World) -> list[float]:
+        peer, works, received = world.rank ^ 1, [], []
+        for number in range(8):
+            works.append(devices.send(torch.tensor([float(number)]), dst=peer, tag=number % 2, async_op=True))
+            received.append(torch.empty(1))
+            works.append(dist.irecv(received[-1], src=peer, tag=number % 2))
+            if number == 5 and world.rank == 0:
+                devices.barrier()
+        if world.rank:
+            devices.barrier()
+        for work in works[:: 1 if world.rank else -1]:
+            assert work is not None
+            work.wait()
+        return [tensor.item() for tensor in received]
+
+    assert devices.testing.run(exchanges, ranks=2, **how) == [[0, 1, 2, 3, 4, 5, 6, 7]] * 2
+
+
+def test_receives_from_anyone_and_from_one_share_a_tag_in_their_order(how: dict[str, Any]) -> None:
+    def receives(world: World) -> list[float]:
+        if world.rank:
+            for number in range(2):
+                dist.send(torch.tensor([10.0 * world.rank + number]), dst=0)
+            return []
+        tensors = [torch.empty(1) for _ in range(4)]
+        works = [dist.irecv(tensors[0], src=1), dist.irecv(tensors[1]), dist.irecv(tensors[2], src=2)]
+        for work in reversed(works):
+            assert work is not None
+            work.wait()
+        dist.recv(tensors[3])
+        found = [tensor.item() for tensor in tensors]
+        # Whoever it came from, each rank's second message comes after its first.
+        assert found[0] == 10
+        assert sorted(found) == [10, 11, 20, 21]
+        if found[1] == 20:
+            assert found[2] == 21
+        return found
+
+    devices.testing.run(receives, ranks=3, **how)
+
+
 def test_an_aborted_group_does_not_hold_up_another(how: dict[str, Any]) -> None:
     def aborts(world: World) -> list[str]:
         at, told = member("aborted").communicator, []

@@ -35,6 +35,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_weighted",
         "_world",
     ),
+    ("_terminal",),
     ("testing", "_doctor", "_doctor_view", "_probe_child", "__main__"),
 )
 ROW = {part: row for row, parts in enumerate(ORDER) for part in parts}

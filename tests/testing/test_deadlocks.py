@@ -497,6 +497,25 @@ def a_value_of_the_store_that_nobody_sets(world: World) -> None:
     print(store.get("address"))  # <0, 1>
 
 
+@expect(DeadlockError, "arrived", ranks=3)
+def a_counter_in_the_store_that_is_never_full(world: World) -> None:
+    store = dist.distributed_c10d._get_default_store()
+    if world.rank:
+        store.add("arrived", 1)
+    while store.add("arrived", 0) < world.size:  # <0, 1, 2>
+        pass
+
+
+@expect(DeadlockError, "lock")
+def a_lock_in_the_store_that_is_never_given_back(world: World) -> None:
+    store = dist.distributed_c10d._get_default_store()
+    if world.rank == 1:
+        store.wait(["lock"])
+    while store.compare_set("lock", "", f"{world.rank}") != f"{world.rank}".encode():  # <1>
+        pass
+    dist.barrier()  # <0>
+
+
 @expect(DeadlockError, "monitored_barrier", ranks=3)
 def a_monitored_barrier_without_one_rank(world: World) -> None:
     if world.rank != 1:
@@ -824,6 +843,26 @@ def test_a_function_that_keeps_something_from_run_to_run_is_no_race() -> None:
 
     with pytest.raises(ArgumentError, match="Something lasts from run to run"):
         devices.testing.run(counted, ranks=2, schedules=3)
+
+
+def test_work_goes_on_while_a_rank_waits_for_the_store() -> None:
+    def waits(world: World) -> float:
+        store = dist.distributed_c10d._get_default_store()
+        total = torch.ones(2)
+        work = dist.all_reduce(total, async_op=True)
+        if world.rank == 0:
+            work.wait()
+            store.set("go", "")
+        elif world.rank == 1:
+            store.wait(["go"])
+        else:
+            while not store.check(["go"]):
+                pass
+        work.wait()
+        return total.sum().item()
+
+    assert devices.testing.run(waits, ranks=3, schedules=20) == [6.0] * 3
+    assert devices.testing.run(waits, ranks=3, parallel=True) == [6.0] * 3
 
 
 def test_a_program_that_is_right_is_right_in_every_order() -> None:
