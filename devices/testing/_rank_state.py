@@ -73,6 +73,7 @@ def restored() -> Iterator[None]:
     # Each of torch's groups puts another layer around the hook that prints what ends the program.
     variables, mine, hook, argv, folder = dict(os.environ), RankState(0, {}), sys.excepthook, sys.argv, Path.cwd()
     mine.leave()
+    threads = torch.get_num_threads()
     # Ranks that run at once draw from the very generator that is kept.
     drawn = numpy.random.get_state()
     try:
@@ -82,6 +83,7 @@ def restored() -> Iterator[None]:
     finally:
         mine.enter()
         numpy.random.set_state(drawn)
+        torch.set_num_threads(threads)
         sys.excepthook, sys.argv = hook, argv
         os.chdir(folder)
         for name in os.environ.keys() - variables.keys():

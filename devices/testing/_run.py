@@ -52,7 +52,7 @@ def run(
 
     Inside, everything is as in a job of as many processes: `torch.distributed`, meshes, DTensor, DDP, FSDP2,
     messages, new groups, gradients, random numbers and `devices`' own verbs. Tensors are real. One rank runs at a
-    time, until it waits in a verb.
+    time, until it waits in a verb. As under torchrun, torch uses one core for each unless OMP_NUM_THREADS says more.
 
     Args:
         fn: what each rank does. A tensor in `args` is the same tensor on every rank.
@@ -167,6 +167,9 @@ class _Run:
         store = ThreadStore(baton, self.progresses)
         with restored(), _torch.thread_worlds() as begin:
             os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(self.ranks)))
+            if "OMP_NUM_THREADS" not in os.environ:
+                # As torchrun has it; else each rank's thread gets a team of its own, one for each core.
+                torch.set_num_threads(1)
             try:
                 tasks = [baton.start(rank, partial(self._rank, rank, store, begin)) for rank in range(self.ranks)]
                 baton.run()

@@ -131,10 +131,10 @@ def program(world: World, groups: list[tuple[int, ...]], steps: list[Step], seed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_every_order_of_ranks_gives_the_same(seed: int) -> None:
     draw = random.Random(seed)
-    for _ in range(20):
+    for _ in range(8):
         ranks = draw.choice([2, 2, 3, 4, 5, 6])
         groups, steps = drawn(draw, ranks)
         hows = ({}, {"seed": draw.randrange(1, 99)}, {"seed": draw.randrange(1, 99)}, {"parallel": True})

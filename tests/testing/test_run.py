@@ -15,7 +15,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,20 @@ def test_a_hundred_orders_of_ranks_give_one_result() -> None:
     results = devices.testing.run(step, ranks=3, schedules=100)
     for mine in results[1:]:
         torch.testing.assert_close(mine, results[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variable", [None, "2"])
+def test_a_rank_computes_on_one_core_as_under_torchrun(variable: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if variable is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    found = devices.testing.run(lambda world: torch.get_num_threads(), ranks=3)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+    assert found == [1 if variable is None else 2] * 3
 
 
 @pytest.mark.parametrize("how", [{"ranks": 0}, {"ranks": -1}, {"ranks": 2, "schedules": 0}], ids=str)
@@ -277,6 +291,7 @@ def snapshot() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": str(numpy.random.get_state()),
         "dtype": torch.get_default_dtype(),
+        "cores": torch.get_num_threads(),
         "grad": torch.is_grad_enabled(),
         "filters": list(warnings.filters),
         "threads": [thread.name for thread in threading.enumerate()],
@@ -358,9 +373,17 @@ def test_a_rank_that_sleeps_is_left_behind_and_said_so() -> None:
     assert devices.testing.run(lambda world: world.rank, ranks=2) == [0, 1]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt, also where pytest was started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("busy", [True, False], ids=["in verbs", "computing"])
 @pytest.mark.parametrize("how", HOWS, ids=str)
-def test_an_interrupt_by_the_user_ends_the_run_cleanly(busy: bool, how: dict[str, Any]) -> None:
+def test_an_interrupt_by_the_user_ends_the_run_cleanly(busy: bool, how: dict[str, Any], interruptible: None) -> None:
     left: list[int] = []
     begun = threading.Event()
 
