@@ -92,6 +92,8 @@ class Emulation:
         self._asked: dict[tuple[str, str, str, str, str], tuple[int, int]] = {}
         self._memories: dict[int, Memory] = {}
         self._groups: dict[int, int] = {}
+        # By rank, how many calls each group has on its way.
+        self._streams: dict[int, dict[str, int]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -153,6 +155,9 @@ class Emulation:
     def called(self, call: Called) -> None:
         dtype = "" if call.tensor is None else _dtype(call.tensor)
         size = 0 if call.tensor is None else call.tensor.nbytes
+        streams = self._streams.setdefault(call.group.ranks[call.group.rank], {})
+        if call.is_async:
+            streams[call.group.name] = streams.get(call.group.name, 0) + 1
         if said := self._impossible(call, dtype):
             self._refuse(f"{call.group}: {call.verb}", call.verb, dtype, said, size)
             return
@@ -164,6 +169,12 @@ class Emulation:
             hint = "torch's own verbs are not composed" if self._compose else "compose=True allows devices' own verbs"
             self._refuse(f"{call.group}: {call.verb}", call.verb, dtype, said, size, hint)
 
+    def ended(self, call: Called) -> None:
+        streams = self._streams[call.group.ranks[call.group.rank]]
+        streams[call.group.name] -= 1
+        if not streams[call.group.name]:
+            del streams[call.group.name]
+
     def _impossible(self, call: Called, dtype: str) -> str | None:
         """Return what nothing makes possible about a call."""
         limits = self._limits
@@ -173,6 +184,11 @@ class Emulation:
             return f"{dtype} is not moved from rank to rank ({self._source('moved_dtypes')})"
         if call.verb in ("send", "recv") and call.verb not in limits.verbs:
             return f"there are no messages between two ranks ({self._source(f'verbs.{call.verb}')})"
+        # A group's collectives run on one stream, in the order in which they are called.
+        on_their_way = {call.group.name, *self._streams[call.group.ranks[call.group.rank]]}
+        if limits.max_streams is not None and len(on_their_way) > limits.max_streams:
+            most = f"collectives run on {limits.max_streams} streams at once"
+            return f"{most}, and those of {len(on_their_way)} groups are on their way ({self._source('max_streams')})"
         if dtype == "float8_e4m3fn" and limits.float8_max is not None and call.tensor is not None:
             largest = call.tensor.float().abs().nan_to_num().max().item() if call.tensor.numel() else 0.0
             if largest > limits.float8_max:

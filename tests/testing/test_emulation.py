@@ -65,6 +65,12 @@ def _many_groups(world: World) -> None:
         dist.new_group([0, 1])
 
 
+def _many_streams(world: World) -> None:
+    groups = [dist.new_group([0, 1]) for _ in range(5)]
+    for work in [dist.all_reduce(torch.ones(2), group=group, async_op=True) for group in groups]:
+        work.wait()
+
+
 def _message(world: World) -> None:
     if world.rank == 0:
         devices.send(torch.ones(2), dst=1)
@@ -79,6 +85,7 @@ LIMITS = [
           "not all the ranks of several nodes", 96),
     Limit("a group that is not symmetric", lambda limits: limits.symmetric_groups, _asymmetric, "not symmetric", 128),
     Limit("17 groups", lambda limits: limits.max_groups == 16, _many_groups, "at most 16 groups"),
+    Limit("5 streams", lambda limits: limits.max_streams == 4, _many_streams, "run on 4 streams at once"),
     Limit("float64", lambda limits: "float64" not in limits.dtypes,
           lambda world: devices.all_gather(torch.ones(2, dtype=torch.float64)), "cannot be float64"),
     Limit("complex64", lambda limits: "complex64" not in limits.dtypes,
@@ -138,15 +145,15 @@ def test_what_a_target_refuses_the_emulation_refuses(target: str, limit: Limit) 
 @pytest.mark.parametrize("target", TARGETS)
 def test_each_limit_of_each_target_is_broken_by_some_program_or_known_not_to_be_one(target: str) -> None:
     limits = catalogue.load(target).limits
-    # What is not a limit on a call of a verb, a group or memory; moved_dtypes and float8_max are tried below.
+    # What is not a limit on a call of a verb, a group or memory.
     facts = {"device_type", "process_group", "chip", "lnc", "nodes", "chips_per_node", "ranks_per_chip"}
     tried = {
         "memory_per_rank", "dtypes", "reductions", "verbs", "uneven_splits", "empty_tensors", "subgroup_barrier",
-        "world_sizes", "world_size_multiple", "whole_nodes", "symmetric_groups", "max_groups",
+        "world_sizes", "world_size_multiple", "whole_nodes", "symmetric_groups", "max_groups", "max_streams",
+        "moved_dtypes",
     }  # fmt: skip
-    of_hardware = {"max_streams"}  # a CPU program makes no streams
     fields = set(limits.__dataclass_fields__)
-    assert fields == facts | tried | of_hardware | {"moved_dtypes", "float8_max"}
+    assert fields == facts | tried | {"float8_max"}  # no target takes float8_e4m3fn and bounds it
 
 
 def test_a_legal_program_runs_on_as_many_ranks_as_an_ultraserver_has() -> None:
@@ -408,3 +415,18 @@ def test_memory_that_is_resized_is_counted_as_large_as_it_is() -> None:
         devices.testing.run(program, ranks=1)
     assert emulation.report.peak_memory == {0: 6000}
     assert "resize_" not in vars(torch.UntypedStorage)
+
+
+def test_streams_are_free_again_when_their_collectives_were_waited_for() -> None:
+    def program(world: World) -> float:
+        groups = [dist.new_group([0, 1]) for _ in range(5)]
+        x = torch.ones(1)
+        for group in groups:
+            work = dist.all_reduce(x, group=group, async_op=True)
+            works = [devices.all_gather(x.clone(), group, async_op=True) for _ in range(3)]
+            for each in works:
+                each.result()
+            work.wait()
+        return x.item()
+
+    assert devices.testing.run(program, ranks=2, target="trainium2") == [32.0, 32.0]
