@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, final
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,17 @@ from devices.errors import CollectiveTimeoutError
 
 Started = tuple[Pending, Callable[[], object] | None]
 """A verb that was started, and what remains to be done once it has finished."""
+
+
+_settling: WeakSet[threading.Thread] = WeakSet()
+
+
+@atexit.register
+def _let_settle() -> None:
+    """Let threads that are at their end reach it: C++ aborts the process where Python ends them at its own."""
+    deadline = time.monotonic() + 1
+    for thread in list(_settling):
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 @final
@@ -128,5 +141,7 @@ class PendingWork(dist.Work):
         if concurrency().is_cooperative or self._work.is_completed():
             settle()
         else:
-            threading.Thread(target=settle, name="devices future", daemon=True).start()
+            thread = threading.Thread(target=settle, name="devices future", daemon=True)
+            _settling.add(thread)
+            thread.start()
         return future

@@ -236,8 +236,8 @@ class _Run:
 
     def _told(self, error: BaseException) -> BaseException:
         by = self.baton.raised_by
-        if not isinstance(error, Exception):
-            # One of these would end the caller's program.
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            # They would end the caller's program.
             failed = RankFailedError(f"a rank ended itself by {type(error).__name__}: {error}", by.rank if by else -1)
             failed.__cause__ = error
             error = failed
