@@ -49,7 +49,10 @@ class CPUBackend(Backend):
 
         from devices import ProcessGroupCommunicator
 
-        return ProcessGroupCommunicator(ProcessGroupGloo(group.store.torch, group.rank, group.size, group.timeout))
+        gloo = ProcessGroupGloo(group.store.torch, group.rank, group.size, group.timeout)
+        # A rank that has connected and leaves at once would break the peers that are still connecting.
+        gloo.barrier().wait()  # type: ignore[attr-defined]  # not in the stubs
+        return ProcessGroupCommunicator(gloo)
 
 
 @hookimpl
