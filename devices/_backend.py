@@ -252,6 +252,8 @@ class Backend(abc.ABC):
         priority: "auto" takes the present backend with the highest; None is chosen only by name.
         interface: the version of this interface that it was written for.
         verified: what it has run on, for `devices doctor`; say so if it has never run on hardware.
+        thread_ranks: whether several ranks of one group may be threads of one process, each opening its own
+            communicator there. They run at the same time, and a verb may block its thread.
     """
 
     name: ClassVar[str]
@@ -259,6 +261,7 @@ class Backend(abc.ABC):
     priority: ClassVar[int | None] = 100
     interface: ClassVar[int] = INTERFACE_VERSION
     verified: ClassVar[str] = "not run on hardware"
+    thread_ranks: ClassVar[bool] = False
 
     @abc.abstractmethod
     def probe(self) -> Probe:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 
 from devices._backend import Backend, Device, Group
+from devices._launch import launch
 from devices.algorithms.verbs import Verbs
 from devices.errors import BackendUnavailableError, DevicesError, PluginError, UnsupportedError
 
 
 def my_device(backend: Backend) -> Device:
-    """Return the device of `backend` that this process is to use, by its LOCAL_RANK."""
+    """Return the device of `backend` that this rank is to use, by its LOCAL_RANK."""
     devices = backend.devices()
     if not devices:
         raise BackendUnavailableError(f"backend {backend.name!r} lists no device on this host")
-    return devices[int(os.environ.get("LOCAL_RANK", "0")) % len(devices)]
+    # Threads that run at the same time have no variables of their own.
+    rank = told.rank if (told := launch()) else int(os.environ.get("LOCAL_RANK", "0"))
+    return devices[rank % len(devices)]
 
 
 def open_verbs(backend: Backend, group: Group) -> Verbs:

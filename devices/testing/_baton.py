@@ -154,6 +154,9 @@ class Baton:
         Raises:
             Released: the run is over.
         """
+        if self.is_free and self.task is None:
+            self._poll(look)
+            return
         task = self._mine()
         with self._lock:
             self._check()
@@ -165,6 +168,12 @@ class Baton:
             self._give_away(task)
         self._sleep(task)
         task.waits_for = None
+
+    def _poll(self, look: Callable[[], tuple[Hashable, ...]]) -> None:
+        """Wait on a thread that is none of ours: of a backend that its ranks are opened on, say."""
+        while look():
+            self._check()
+            time.sleep(0.0005)
 
     def pause(self, about: object) -> None:
         """Let others go first, if any can; between two looks at something that has not come."""

@@ -8,25 +8,34 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, final
 
 import torch
 import torch.distributed as dist
 
-from devices import _autoload, _observing, _torch
+from devices import _autoload, _observing, _registry, _torch
+from devices._backend import Backend
 from devices._launch import Launch, tell
 from devices._registry import Choice
 from devices._world import init
 from devices.algorithms.concurrency import use
-from devices.errors import ArgumentError, CollectiveTimeoutError, RaceError, RankFailedError, WorldError
+from devices.errors import (
+    ArgumentError,
+    CollectiveTimeoutError,
+    RaceError,
+    RankFailedError,
+    UnsupportedError,
+    WorldError,
+)
 from devices.fabric.mark import line_of
 from devices.fabric.progress import Progress
 from devices.testing._alike import difference
 from devices.testing._baton import Baton, Released, Task
 from devices.testing._diagnosis import diagnose
 from devices.testing._emulation import emulate
+from devices.testing._opened_by_threads import OpenedByThreads
 from devices.testing._rank_state import restored
 from devices.testing._thread_backend import ThreadBackend
 from devices.testing._thread_fabric import Memories
@@ -46,6 +55,7 @@ def run(
     schedules: int = 1,
     parallel: bool = False,
     target: str | None = None,
+    backend: str | Backend | None = None,
     timeout: float = 600.0,
 ) -> list[T]:
     """Call `fn(world, *args)` once per rank, each rank a thread with its own world; return the results in rank order.
@@ -63,6 +73,8 @@ def run(
         schedules: how many seeds to try, from `seed` upwards; results that differ are an error.
         parallel: let the threads run freely, for stress; nothing is repeatable then, random numbers included.
         target: meet the limits of this target of the catalogue, as within `emulate(target)`.
+        backend: open this one over the ranks, which then run at once as with `parallel`; its `thread_ranks` must say
+            that it can. Nothing but its own timeout finds a deadlock.
         timeout: seconds after which a rank that does not come back, and waits in no verb, is an error.
 
     Returns:
@@ -84,11 +96,12 @@ def run(
         raise ArgumentError(f"ranks={ranks!r}: a run needs at least one rank")
     if not isinstance(schedules, int) or schedules < 1:
         raise ArgumentError(f"schedules={schedules!r}: at least one order of the ranks is to be tried")
+    opened = None if backend is None else _choice(backend)
     if not _one_at_a_time.acquire(blocking=False):
         raise WorldError("a run on thread ranks is under way in this process; one ends before another begins")
     try:
         with emulate(target) if target is not None else contextlib.nullcontext():
-            return _results(fn, args, ranks, range(seed, seed + schedules), parallel, timeout)
+            return _results(fn, args, ranks, range(seed, seed + schedules), parallel, timeout, opened)
     finally:
         _one_at_a_time.release()
 
@@ -107,14 +120,36 @@ def run_program(program: Callable[[], object], *, ranks: int, timeout: float = 6
         _one_at_a_time.release()
 
 
+def _choice(asked: str | Backend) -> Choice:
+    """Return the backend that ranks are to be opened on."""
+    found = _registry.choose(asked) if isinstance(asked, str) else Choice(asked, "given by the program", ())
+    if not found.backend.thread_ranks:
+        raise UnsupportedError(
+            f"backend {found.backend.name!r} does not say that its ranks may be threads (`Backend.thread_ranks`); "
+            "devices.testing.run_processes runs it on processes"
+        )
+    return found
+
+
 def _results(
-    fn: Callable[..., T], args: tuple[Any, ...], ranks: int, seeds: range, parallel: bool, timeout: float
+    fn: Callable[..., T],
+    args: tuple[Any, ...],
+    ranks: int,
+    seeds: range,
+    parallel: bool,
+    timeout: float,
+    choice: Choice | None,
 ) -> list[T]:
     """Return what the first seed gave, which all others must give too."""
     seed, *others = seeds
-    first = _Run(fn, args, ranks, Baton(seed, is_free=parallel), timeout).results()
+    parallel = parallel or choice is not None
+
+    def results(seed: int) -> list[T]:
+        return _Run(fn, args, ranks, Baton(seed, is_free=parallel), timeout, choice=choice).results()
+
+    first = results(seed)
     for other in others:
-        again = _Run(fn, args, ranks, Baton(other, is_free=parallel), timeout).results()
+        again = results(other)
         for rank, (before, now) in enumerate(zip(first, again, strict=True)):
             if not (said := difference(before, now)):
                 continue
@@ -154,11 +189,13 @@ class _Run:
     baton: Baton
     timeout: float
     opens: bool = True
+    choice: Choice | None = None
     returned: dict[int, Any] = field(default_factory=dict)
     memories: Memories = field(default_factory=Memories)
 
     def __post_init__(self) -> None:
         self.progresses = [Progress(self.baton.maybe_pause) for _ in range(self.ranks)]
+        self.opened = None if self.choice is None else OpenedByThreads(self.choice.backend)
 
     def results(self) -> list[Any]:
         _autoload.register()
@@ -184,10 +221,13 @@ class _Run:
     def _rank(self, rank: int, store: dist.Store, begin: Callable[[], None]) -> None:
         """Be one rank, on its own thread."""
         begin()
-        use(BatonThreads(self.baton, rank))
         progress = self.progresses[rank]
-        backend = ThreadBackend(self.baton, self.memories, progress)
-        choice = Choice(backend, "ranks are threads of this process", ())
+        if self.choice is not None and self.opened is not None:
+            choice = replace(self.choice, backend=self.opened)
+        else:
+            use(BatonThreads(self.baton, rank))
+            backend = ThreadBackend(self.baton, self.memories, progress)
+            choice = Choice(backend, "ranks are threads of this process", ())
         tell(Launch(rank, self.ranks, store, choice, f"{self.ranks} threads of one process"))
         # Backward stays on the rank's thread, where the rank's groups are.
         world_of_its_own = init(timeout=self.timeout) if self.opens else _closed_at_last()
@@ -215,6 +255,8 @@ class _Run:
         """End all threads: by what they wait for, else by an exception out of nowhere, else they are left alone."""
         baton = self.baton
         baton.stop(Released())
+        if self.opened is not None and baton.error is not None and not isinstance(baton.error, Released):
+            self.opened.abort()
         if not self._join(baton.tasks, 0.5):
             baton.interrupt()
             if not self._join(baton.tasks, 2.0):

@@ -1,0 +1,101 @@
+"""All checks, and what became of them on one backend."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from devices._backend import Backend
+from devices.errors import ArgumentError, did_you_mean
+from devices.testing.conformance.check import Broken, Check, Outcome, Skipped, Tally
+from devices.testing.conformance.subject import Subject, subject
+
+CHECKS: tuple[Check, ...] = ()
+"""Every law, in the order in which they are looked at."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of the checks on one backend.
+
+    Args:
+        subject: the backend.
+        outcomes: of each check, in order.
+    """
+
+    subject: Subject
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether nothing is wrong."""
+        return all(outcome.is_proved for outcome in self.outcomes)
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """The checks that found something wrong."""
+        return tuple(outcome for outcome in self.outcomes if not outcome.is_proved)
+
+
+def conform(
+    backend: str | Backend,
+    *,
+    ranks: str | None = None,
+    only: str = "*",
+    seed: int = 0,
+    quick: bool = False,
+    told: Callable[[Outcome], object] | None = None,
+) -> Report:
+    """Look whether a backend keeps the laws; return what was found.
+
+    Args:
+        backend: its name, or a backend that no plugin provides, whose ranks are then threads.
+        ranks: "threads" or "processes"; threads if the backend can have such, unless said.
+        only: a pattern of the names of checks, as a shell's: "verbs.*".
+        seed: random programs are drawn from it.
+        quick: whether to draw fewer of them.
+        told: called with each outcome as it comes.
+
+    Raises:
+        DevicesError: the backend is not here, or `only` matches no check.
+    """
+    checks = matching(only)
+    on = subject(backend, ranks=ranks, seed=seed, quick=quick)
+    outcomes = []
+    for check in checks:
+        outcomes.append(run_check(check, on))
+        if told is not None:
+            told(outcomes[-1])
+    return Report(on, tuple(outcomes))
+
+
+def run_check(check: Check, on: Subject) -> Outcome:
+    """Run one check on a subject, whatever it comes to."""
+    tally, begin = Tally(), time.monotonic()
+    try:
+        check.run(on, tally)
+    except Broken as broken:
+        tally.fail(broken.what, broken.program)
+    except Skipped as skipped:
+        tally.skip(str(skipped))
+    except (Exception, SystemExit) as error:
+        tally.fail("".join(traceback.format_exception(error, limit=-8)))
+    return Outcome(check, tally, time.monotonic() - begin)
+
+
+def matching(only: str) -> Sequence[Check]:
+    """Return the checks whose names match a pattern.
+
+    Raises:
+        ArgumentError: none does.
+    """
+    found = [check for check in CHECKS if fnmatch.fnmatchcase(check.name, only)]
+    if not found:
+        known = [check.name for check in CHECKS]
+        raise ArgumentError(f"no check is named {only!r}{did_you_mean(only, known)}; there are {', '.join(known)}")
+    return found
