@@ -35,6 +35,7 @@ class Subject:
         seed: random programs are drawn from it.
         quick: whether to draw fewer of them.
         stands_in: whether the threads are those of `devices.testing` itself, not the backend's.
+        timeout: seconds that one run on ranks may take, unless its law says otherwise.
     """
 
     backend: Backend
@@ -45,6 +46,7 @@ class Subject:
     seed: int = 0
     quick: bool = False
     stands_in: bool = False
+    timeout: float = 60.0
 
     @property
     def name(self) -> str:
@@ -56,21 +58,21 @@ class Subject:
         """The sizes, for a sentence."""
         return ", ".join(map(str, self.sizes)) or "none"
 
-    def on_ranks(self, function: Callable[..., Any], size: int, *args: Any, timeout: float = 60.0) -> list[Any]:
+    def on_ranks(self, function: Callable[..., Any], size: int, *args: Any, timeout: float | None = None) -> list[Any]:
         """Call `function(world, *args)` on `size` ranks of the backend; return the results in rank order.
 
         Args:
             function: at the top level of a module, where ranks may be processes.
             size: how many ranks.
             args: plain data; a copy to each rank, or the same object where ranks are threads.
-            timeout: seconds that it may take.
+            timeout: seconds that it may take; the subject's if not said.
 
         Raises:
             Broken: a rank raised, died or did not finish; the message names the rank.
         """
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                return self._run(function, size, args, timeout)
+                return self._run(function, size, args, self.timeout if timeout is None else timeout)
         except RankFailedError as error:
             raise Broken(_first_lines(str(error))) from error
         except (Exception, SystemExit) as error:
@@ -86,7 +88,7 @@ class Subject:
         backend = None if self.stands_in else self.backend
         return run(function, *args, ranks=size, timeout=timeout, backend=backend)
 
-    def hold(self, law: Callable[..., None], size: int, *args: object, timeout: float = 60.0) -> None:
+    def hold(self, law: Callable[..., None], size: int, *args: object, timeout: float | None = None) -> None:
         """Run `law(world, *args)` on `size` ranks.
 
         Raises:
