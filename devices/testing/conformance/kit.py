@@ -11,11 +11,11 @@ from typing import final
 
 from devices._backend import Backend
 from devices.errors import ArgumentError, did_you_mean
-from devices.testing.conformance import order
+from devices.testing.conformance import order, under_way
 from devices.testing.conformance.check import Broken, Check, Outcome, Skipped, Tally
 from devices.testing.conformance.subject import Subject, subject
 
-CHECKS: tuple[Check, ...] = (*order.CHECKS,)
+CHECKS: tuple[Check, ...] = (*order.CHECKS, *under_way.CHECKS)
 """Every law, in the order in which they are looked at."""
 
 

@@ -147,7 +147,7 @@ def messages_of_one_tag(world: devices.World) -> None:
 def messages_of_other_tags(world: devices.World) -> None:
     size, rank, device = world.size, world.rank, world.device
     after, before = (rank + 1) % size, (rank - 1) % size
-    tags = [0, 7, 2**30 - 1, 1]
+    tags = [0, 7, 2**30 - 1, 1, 7 + 2**16]
     sent = [devices.send(torch.full((500,), float(rank + 10 * at), device=device), dst=after, tag=tag, async_op=True)
             for at, tag in enumerate(tags)]  # fmt: skip
     for at, tag in reversed(list(enumerate(tags))):
