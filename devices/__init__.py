@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         send,
     )
     from devices._fit import device
+    from devices._flight import FlightRecord, flight
     from devices._hookspecs import hookimpl
     from devices._placement import place
     from devices._process_group import ProcessGroupCommunicator
@@ -73,6 +74,7 @@ _LAZY = {
         "devices._collectives",
     ),
     "device": "devices._fit",
+    **dict.fromkeys(("FlightRecord", "flight"), "devices._flight"),
     "hookimpl": "devices._hookspecs",
     "place": "devices._placement",
     "ProcessGroupCommunicator": "devices._process_group",
@@ -89,6 +91,7 @@ __all__ = [
     "Capabilities",
     "Communicator",
     "Device",
+    "FlightRecord",
     "Group",
     "Link",
     "Message",
@@ -111,6 +114,7 @@ __all__ = [
     "device",
     "errors",
     "explain",
+    "flight",
     "gather",
     "hookimpl",
     "init",

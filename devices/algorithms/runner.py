@@ -8,10 +8,11 @@ from typing import Any, final
 
 import torch
 
-from devices._backend import Group, Pending
-from devices.algorithms.started import DONE, Started, failure
+from devices._backend import Pending
+from devices._flight import VERB, GroupRecorder, Record, end
+from devices.algorithms.started import DONE, Started, fail
 from devices.algorithms.worker import Job, Worker
-from devices.errors import CollectiveError, DevicesError
+from devices.errors import CollectiveError
 
 Start = tuple[Pending, Callable[[], None] | None]
 """A verb of the communicator's own that was started, and what remains to be done once it is through."""
@@ -21,33 +22,35 @@ Start = tuple[Pending, Callable[[], None] | None]
 class Runner:
     """Runs verbs in the order of the calls and wraps their errors. While `worker` is busy, the verbs queue there.
 
+    Each is handed over with its record in the flight recorder, which says when it ends.
+
     Args:
-        group: the members.
+        flight: records the group's calls.
         device: where this rank's tensors live.
     """
 
-    def __init__(self, group: Group, device: torch.device) -> None:
-        self._group = group
+    def __init__(self, flight: GroupRecorder, device: torch.device) -> None:
+        self._group = flight.group
+        self._flight = flight
         self._device = device
         self._is_aborted = False
         self.worker: Worker | None = None
 
-    def hand_on(self, verb: str, start: Callable[..., Pending], args: tuple[Any, ...], async_op: bool) -> Pending:
+    def hand_on(self, record: Record, start: Callable[..., Pending], args: tuple[Any, ...], async_op: bool) -> Pending:
         """Run a verb of the communicator's own that needs nothing before or after."""
         if self.worker is not None and self.worker.is_busy:
-            return self._enqueue(verb, lambda: _wait(start(*args)), async_op)
+            return self._enqueue(record, lambda: _wait(start(*args)), async_op)
         try:
             pending = start(*args)
             if async_op:
-                return Started(self._group, verb, pending)
+                return Started(self._flight, record, pending)
             pending.wait()
-        except DevicesError:
-            raise
         except Exception as error:
-            raise failure(self._group, verb, error) from error
+            fail(self._flight, record, error)
+        end(record)
         return DONE
 
-    def native(self, verb: str, start: Callable[[], Start], async_op: bool) -> Pending:
+    def native(self, record: Record, start: Callable[[], Start], async_op: bool) -> Pending:
         """Run a reduction of the communicator's own."""
         if self.worker is not None and self.worker.is_busy:
 
@@ -57,26 +60,25 @@ class Runner:
                 if finish is not None:
                     finish()
 
-            return self._enqueue(verb, run, async_op)
+            return self._enqueue(record, run, async_op)
         try:
             pending, finish = start()
             if async_op:
-                return Started(self._group, verb, pending, finish)
+                return Started(self._flight, record, pending, finish)
             pending.wait()
             if finish is not None:
                 finish()
-        except DevicesError:
-            raise
         except Exception as error:
-            raise failure(self._group, verb, error) from error
+            fail(self._flight, record, error)
+        end(record)
         return DONE
 
-    def compose(self, verb: str, run: Callable[[], None], async_op: bool) -> Pending:
+    def compose(self, record: Record, run: Callable[[], None], async_op: bool) -> Pending:
         """Run a verb that this process itself carries through."""
         if async_op or (self.worker is not None and self.worker.is_busy):
-            return self._enqueue(verb, run, async_op)
+            return self._enqueue(record, run, async_op)
         with torch.no_grad():
-            self._guard(verb, run)
+            self._guard(record, run)
         return DONE
 
     def abort(self) -> None:
@@ -88,26 +90,25 @@ class Runner:
         if self.worker is not None:
             self.worker.close()
 
-    def _enqueue(self, verb: str, run: Callable[[], None], async_op: bool) -> Pending:
+    def _enqueue(self, record: Record, run: Callable[[], None], async_op: bool) -> Pending:
         if self.worker is None:
             self.worker = Worker(f"devices {self._group.name} {self._group.rank}")
-        job = Job(partial(self._guard, verb, run), self._device)
+        job = Job(partial(self._guard, record, run), self._device)
         self.worker.submit(job)
         if async_op:
             return job
         job.wait()
         return DONE
 
-    def _guard(self, verb: str, run: Callable[[], None]) -> None:
+    def _guard(self, record: Record, run: Callable[[], None]) -> None:
         """Run a verb, its errors wrapped."""
-        if self._is_aborted:
-            raise CollectiveError(f"{self._group}: {verb} was not started: the group was aborted")
         try:
+            if self._is_aborted:
+                raise CollectiveError(f"{self._group}: {record[VERB]} was not started: the group was aborted")
             run()
-        except DevicesError:
-            raise
         except Exception as error:
-            raise failure(self._group, verb, error) from error
+            fail(self._flight, record, error)
+        end(record)
 
 
 def _wait(pending: Pending) -> None:

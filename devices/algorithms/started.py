@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import final
+from typing import NoReturn, final
 
 from devices._backend import Group, Pending, PendingFrom
+from devices._flight import VERB, GroupRecorder, Record, end
 from devices.errors import CollectiveError, CollectiveTimeoutError, DevicesError
 
 
@@ -31,20 +32,32 @@ def failure(group: Group, verb: str, error: Exception) -> CollectiveError:
     return kind(f"{group}: {verb} failed: {text}")
 
 
+def fail(flight: GroupRecorder, record: Record, error: Exception) -> NoReturn:
+    """Raise what a call has failed by, recorded, and wrapped if it is none of ours."""
+    if isinstance(error, DevicesError):
+        flight.failed(record, error)
+        raise error
+    wrapped = failure(flight.group, record[VERB], error)
+    flight.failed(record, wrapped)
+    raise wrapped from error
+
+
 @final
 class Started:
     """A verb of the communicator's own on its way, its errors wrapped.
 
     Args:
-        group: the members.
-        verb: its name.
+        flight: records the group's calls.
+        record: that of this call.
         pending: what the communicator returned.
         finish: what remains to be done once that is through.
     """
 
-    def __init__(self, group: Group, verb: str, pending: Pending, finish: Callable[[], None] | None = None) -> None:
-        self._group = group
-        self._verb = verb
+    def __init__(
+        self, flight: GroupRecorder, record: Record, pending: Pending, finish: Callable[[], None] | None = None
+    ) -> None:
+        self._flight = flight
+        self._record = record
         self._pending = pending
         self._finish = finish
         self._lock = threading.Lock()
@@ -58,11 +71,12 @@ class Started:
                     self._pending.wait()
                     if self._finish is not None:
                         self._finish()
-                except DevicesError as error:
-                    self._error = error
+                    end(self._record)
                 except Exception as error:
-                    self._error = failure(self._group, self._verb, error)
-                    self._error.__cause__ = error
+                    try:
+                        fail(self._flight, self._record, error)
+                    except DevicesError as failed:
+                        self._error = failed
                 self._is_done = True
                 self._finish = None
             if self._error is not None:

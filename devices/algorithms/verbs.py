@@ -9,14 +9,18 @@ from typing import final
 import torch
 
 from devices._backend import Capabilities, Communicator, Group, Message, Pending, PendingFrom
+from devices._flight import VERB, Record, end
+from devices._flight_files import join
 from devices.algorithms.arithmetic import MEANINGFUL, Carrier, check_reduction
+from devices.algorithms.as_bytes import as_bytes, copy_alone, scaled
 from devices.algorithms.by_gather import native_carrier
 from devices.algorithms.lowerings import compose, own_verbs
 from devices.algorithms.requirements import Requirements
 from devices.algorithms.runner import Runner, Start
-from devices.algorithms.started import DONE, Started, StartedFrom, failure
+from devices.algorithms.started import DONE, Started, StartedFrom, fail, failure
 from devices.algorithms.transport import Transport
 from devices.errors import DevicesError, PluginError, UnsupportedError, WorldError
+from devices.fabric.mark import caller
 
 Tensor = torch.Tensor
 
@@ -64,9 +68,10 @@ class Verbs:
             raise PluginError(f"{group}: a group of more than one rank needs a communicator, got None")
         kind, index = group.device.type, group.device.index
         device = torch.device(kind) if kind == "cpu" else torch.device(kind, index)
+        self.flight = join(group, caller)
         self._lowered = compose(communicator)
         self._own = own_verbs(communicator)
-        self._runner = Runner(group, device)
+        self._runner = Runner(self.flight, device)
         self._on = Transport(communicator, self._rank, self._size, device, capabilities.reductions)
         self._start_all_reduce = communicator.all_reduce
 
@@ -78,26 +83,26 @@ class Verbs:
         if pair in self._direct and ((worker := self._runner.worker) is None or not worker.is_busy) and tensor.numel():
             if tensor.requires_grad:
                 tensor = tensor.detach()
+            record = self.flight.begin("all_reduce", tensor.dtype, tensor.numel(), op)
             try:
                 pending = self._start_all_reduce(tensor, op)
                 if async_op:
-                    return Started(self.group, "all_reduce", pending)
+                    return Started(self.flight, record, pending)
                 pending.wait()
-            except DevicesError:
-                raise
             except Exception as error:
-                raise failure(self.group, "all_reduce", error) from error
+                fail(self.flight, record, error)
+            end(record)
             return DONE
         self._require_open("all_reduce")
         check_reduction(op, tensor.dtype)
         if not tensor.numel():
             return DONE
-        carrier = self._native_carrier("all_reduce", op, tensor.dtype)
+        carrier, record = self._native_carrier("all_reduce", op, tensor.dtype), self._begin("all_reduce", tensor, op)
         if carrier is not None:
             if not carrier.hops:
                 self._direct.add(pair)
-            return self._runner.native("all_reduce", partial(self._reduce_carried, carrier, tensor), async_op)
-        return self._runner.compose("all_reduce", partial(self._reduce_composed, tensor, op), async_op)
+            return self._runner.native(record, partial(self._reduce_carried, carrier, tensor), async_op)
+        return self._runner.compose(record, partial(self._reduce_composed, tensor, op), async_op)
 
     def all_gather(
         self, output: Tensor, input: Tensor, counts: Sequence[int] | None = None, *, async_op: bool = False
@@ -107,22 +112,21 @@ class Verbs:
         is_plain = counts is None and output.dtype == input.dtype and verb in self._own
         if is_plain and 0 < output.numel() == self._size * input.numel():
             # The common case, at the least cost.
-            return self._runner.hand_on(
-                verb, self._on.communicator.all_gather, (_bytes(output), _bytes(input)), async_op
-            )
+            record, args = self.flight.begin(verb, input.dtype, input.numel()), (as_bytes(output), as_bytes(input))
+            return self._runner.hand_on(record, self._on.communicator.all_gather, args, async_op)
         self._require_open(verb)
         sizes, is_even = self._require.sizes(verb, counts, input.numel())
         self._require.size(verb, "input", input, sizes[self._rank])
         self._require.size(verb, "output", output, sum(sizes))
         self._require.same_dtype(verb, output, input)
         if self._size == 1:
-            return _copy(input, output)
+            return copy_alone(input, output)
         if not output.numel():
             return DONE
-        args = _bytes(output), _bytes(input)
+        record, args = self._begin(verb, input), (as_bytes(output), as_bytes(input))
         if is_even and verb in self._own:
-            return self._runner.hand_on(verb, self._on.communicator.all_gather, args, async_op)
-        return self._move(verb, (*args, _scaled(sizes, output)), async_op)
+            return self._runner.hand_on(record, self._on.communicator.all_gather, args, async_op)
+        return self._move(record, (*args, scaled(sizes, output)), async_op)
 
     def reduce_scatter(
         self,
@@ -142,13 +146,14 @@ class Verbs:
         self._require.size(verb, "output", output, sizes[self._rank])
         self._require.same_dtype(verb, output, input)
         if self._size == 1:
-            return _copy(input, output)
+            return copy_alone(input, output)
         if not input.numel():
             return DONE
         carrier = self._native_carrier(verb, op, input.dtype) if is_even else None
+        record = self._begin(verb, input, op)
         if carrier is not None:
-            return self._runner.native(verb, partial(self._reduce_scatter_carried, carrier, output, input), async_op)
-        return self._runner.compose(verb, partial(self._reduce_scatter_composed, output, input, op, sizes), async_op)
+            return self._runner.native(record, partial(self._reduce_scatter_carried, carrier, output, input), async_op)
+        return self._runner.compose(record, partial(self._reduce_scatter_composed, output, input, op, sizes), async_op)
 
     def all_to_all(
         self,
@@ -175,11 +180,12 @@ class Verbs:
                 verb, f"sends itself {sent[self._rank]} elements and expects {received[self._rank]}"
             )
         if self._size == 1:
-            return _copy(input, output)
-        args = (_bytes(output), _bytes(input), _scaled(received, output), _scaled(sent, input))
+            return copy_alone(input, output)
+        args = (as_bytes(output), as_bytes(input), scaled(received, output), scaled(sent, input))
+        record = self._begin(verb, input)
         if verb in self._own:
-            return self._runner.hand_on(verb, self._on.communicator.all_to_all, args, async_op)
-        return self._move(verb, args, async_op)
+            return self._runner.hand_on(record, self._on.communicator.all_to_all, args, async_op)
+        return self._move(record, args, async_op)
 
     def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> Pending:
         """Replace `tensor` by that of rank `src`."""
@@ -188,10 +194,10 @@ class Verbs:
         self._require.rank(verb, "src", src)
         if self._size == 1 or not tensor.numel():
             return DONE
-        data = _bytes(tensor)
+        data, record = as_bytes(tensor), self._begin(verb, tensor, "", src)
         if verb in self._own:
-            return self._runner.hand_on(verb, self._on.communicator.broadcast, (data, src), async_op)
-        return self._move(verb, (data, src), async_op)
+            return self._runner.hand_on(record, self._on.communicator.broadcast, (data, src), async_op)
+        return self._move(record, (data, src), async_op)
 
     def reduce(self, tensor: Tensor, dst: int, op: str = "sum", *, async_op: bool = False) -> Pending:
         """Replace `tensor` on rank `dst` by the reduction over all ranks."""
@@ -201,10 +207,10 @@ class Verbs:
         check_reduction(op, tensor.dtype)
         if self._size == 1 or not tensor.numel():
             return DONE
-        carrier = self._native_carrier(verb, op, tensor.dtype)
+        carrier, record = self._native_carrier(verb, op, tensor.dtype), self._begin(verb, tensor, op, dst)
         if carrier is not None:
-            return self._runner.native(verb, partial(self._reduce_carried, carrier, tensor, dst), async_op)
-        return self._runner.compose(verb, partial(self._reduce_composed, tensor, op, dst), async_op)
+            return self._runner.native(record, partial(self._reduce_carried, carrier, tensor, dst), async_op)
+        return self._runner.compose(record, partial(self._reduce_composed, tensor, op, dst), async_op)
 
     def gather(
         self,
@@ -225,13 +231,16 @@ class Verbs:
         if output is not None:
             self._require.same_dtype(verb, output, input)
             if self._size == 1:
-                return _copy(input, output)
+                return copy_alone(input, output)
         if not sum(sizes):
             return DONE
-        args = None if output is None else _bytes(output), _bytes(input), dst
+        args, record = (
+            (None if output is None else as_bytes(output), as_bytes(input), dst),
+            self._begin(verb, input, "", dst),
+        )
         if is_even and verb in self._own:
-            return self._runner.hand_on(verb, self._on.communicator.gather, args, async_op)
-        return self._move(verb, (*args, _scaled(sizes, input)), async_op)
+            return self._runner.hand_on(record, self._on.communicator.gather, args, async_op)
+        return self._move(record, (*args, scaled(sizes, input)), async_op)
 
     def scatter(
         self,
@@ -252,13 +261,14 @@ class Verbs:
         if input is not None:
             self._require.same_dtype(verb, output, input)
             if self._size == 1:
-                return _copy(input, output)
+                return copy_alone(input, output)
         if not sum(sizes):
             return DONE
-        args = _bytes(output), None if input is None else _bytes(input), src
+        args = as_bytes(output), None if input is None else as_bytes(input), src
+        record = self._begin(verb, output if input is None else input, "", src)
         if is_even and verb in self._own:
-            return self._runner.hand_on(verb, self._on.communicator.scatter, args, async_op)
-        return self._move(verb, (*args, _scaled(sizes, output)), async_op)
+            return self._runner.hand_on(record, self._on.communicator.scatter, args, async_op)
+        return self._move(record, (*args, scaled(sizes, output)), async_op)
 
     def permute(
         self, output: Tensor | None, input: Tensor, pairs: Sequence[tuple[int, int]], *, async_op: bool = False
@@ -280,21 +290,23 @@ class Verbs:
             self._require.size(verb, "output", output, input.numel())
             self._require.same_dtype(verb, output, input)
             if self._size == 1:
-                return _copy(input, output)
+                return copy_alone(input, output)
         else:
             output = None
         if self._size == 1 or not input.numel():
             return DONE
-        return self._move(verb, (None if output is None else _bytes(output), _bytes(input), pairs), async_op)
+        args = None if output is None else as_bytes(output), as_bytes(input), pairs
+        return self._move(self._begin(verb, input), args, async_op)
 
     def barrier(self, *, async_op: bool = False) -> Pending:
         """Be done once every rank has called it."""
         self._require_open("barrier")
         if self._size == 1:
             return DONE
+        record = self.flight.begin("barrier", None, 0)
         if "barrier" in self._own:
-            return self._runner.hand_on("barrier", self._on.communicator.barrier, (), async_op)
-        return self._move("barrier", (), async_op)
+            return self._runner.hand_on(record, self._on.communicator.barrier, (), async_op)
+        return self._move(record, (), async_op)
 
     def send(self, tensor: Tensor, dst: int, tag: int = 0, *, async_op: bool = False) -> Pending:
         """Send `tensor` to rank `dst`, which receives it with the same tag."""
@@ -315,13 +327,12 @@ class Verbs:
             raise UnsupportedError(
                 f"{self.group}: {type(communicator).__name__} cannot receive from any source; name one by src="
             )
+        record = self.flight.begin_message("recv_any", tensor.dtype, tensor.numel(), -1)
         try:
-            pending = communicator.recv_any(_bytes(tensor), tag)
-        except DevicesError:
-            raise
+            pending = communicator.recv_any(as_bytes(tensor), tag)
         except Exception as error:
-            raise failure(self.group, "recv_any", error) from error
-        return StartedFrom(Started(self.group, "recv_any", pending), pending)
+            fail(self.flight, record, error)
+        return StartedFrom(Started(self.flight, record, pending), pending)
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, async_op: bool = False) -> Pending:
         """Do all sends and receives together, of tensors of any dtype; neither waits for the other."""
@@ -357,9 +368,12 @@ class Verbs:
         if self._is_closed:
             raise WorldError(f"{self.group}: {verb} was called, but the group is closed")
 
-    def _move(self, verb: str, args: tuple[object, ...], async_op: bool) -> Pending:
+    def _begin(self, verb: str, tensor: Tensor, op: str = "", root: int = -1) -> Record:
+        return self.flight.begin(verb, tensor.dtype, tensor.numel(), op, root)
+
+    def _move(self, record: Record, args: tuple[object, ...], async_op: bool) -> Pending:
         """Compose a verb that only moves data."""
-        return self._runner.compose(verb, partial(self._lowered[verb].run, self._on, *args), async_op)
+        return self._runner.compose(record, partial(self._lowered[record[VERB]].run, self._on, *args), async_op)
 
     def _exchange(self, verb: str, sends: Sequence[Message], recvs: Sequence[Message], async_op: bool) -> Pending:
         self._require_open(verb)
@@ -374,17 +388,19 @@ class Verbs:
                 "it; use permute or broadcast, which all ranks call"
             )
         communicator = self._on.communicator
-        out = [Message(_bytes(message.tensor), message.peer, message.tag) for message in sends]
-        into = [Message(_bytes(message.tensor), message.peer, message.tag) for message in recvs]
+        out = [Message(as_bytes(message.tensor), message.peer, message.tag) for message in sends]
+        into = [Message(as_bytes(message.tensor), message.peer, message.tag) for message in recvs]
+        first, *others = *sends, *recvs
+        numel = sum(message.tensor.numel() for message in (first, *others))
+        record = self.flight.begin_message(verb, first.tensor.dtype, numel, -1 if others else first.peer)
         try:
             pending = communicator.exchange(out, into)
             if async_op:
-                return Started(self.group, verb, pending)
+                return Started(self.flight, record, pending)
             pending.wait()
-        except DevicesError:
-            raise
         except Exception as error:
-            raise failure(self.group, verb, error) from error
+            fail(self.flight, record, error)
+        end(record)
         return DONE
 
     # How reductions run.
@@ -431,20 +447,3 @@ class Verbs:
         target = carrier.encode(output) if carrier.shares else data.new_empty(output.numel() * carrier.factor)
         lowering.run(self._on, target, data, carrier.op, [count * carrier.factor for count in counts])
         carrier.decode(target, output, self._size)
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype is torch.uint8 else tensor.view(torch.uint8)
-
-
-def _scaled(counts: Sequence[int], tensor: Tensor) -> list[int]:
-    """Return counts of bytes for counts of elements."""
-    width = tensor.element_size()
-    return [count * width for count in counts]
-
-
-def _copy(source: Tensor, target: Tensor) -> Pending:
-    """Do a verb over a group of one."""
-    if source.data_ptr() != target.data_ptr():
-        target.detach().copy_(source.detach())
-    return DONE

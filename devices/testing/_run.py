@@ -15,7 +15,7 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 
-from devices import _autoload, _observing, _registry, _torch
+from devices import _autoload, _flight, _observing, _registry, _torch
 from devices._backend import Backend
 from devices._launch import Launch, tell
 from devices._registry import Choice
@@ -228,6 +228,7 @@ class _Run:
             use(BatonThreads(self.baton, rank))
             backend = ThreadBackend(self.baton, self.memories, progress)
             choice = Choice(backend, "ranks are threads of this process", ())
+        _flight.use(_flight.Recorder())
         tell(Launch(rank, self.ranks, store, choice, f"{self.ranks} threads of one process"))
         # Backward stays on the rank's thread, where the rank's groups are.
         world_of_its_own = init(timeout=self.timeout) if self.opens else _closed_at_last()
@@ -241,6 +242,9 @@ class _Run:
                 # Now, for closing the world waits for what is on its way, and perhaps for ever.
                 self.baton.stop(error, self.baton.task)
                 raise
+            finally:
+                if (changed := _flight.recorder().changed) is not None:
+                    changed("exit")
 
     def _join(self, tasks: Sequence[Task], seconds: float) -> bool:
         """Wait that long at most for threads to end; return whether they have."""

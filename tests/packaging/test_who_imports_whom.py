@@ -8,7 +8,7 @@ from source_files import CORE, PLUGINS, ROOT, attribute_chains, imports, module_
 # Each part of `devices` imports from its own row and from those above it.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("_store", "_backend", "_work"),
+    ("_store", "_backend", "_flight", "_flight_files", "_work"),
     ("_hookspecs", "_probe", "_probe_per_host", "_registry", "_torch"),
     ("algorithms", "fabric", "topology", "catalogue", "_process_group"),
     ("domains",),
