@@ -47,7 +47,12 @@ class OpenedByThreads(Backend):
         return communicator
 
     def abort(self) -> None:
-        """Make every verb that waits in what was opened fail."""
+        """Make every verb that waits in what was opened fail, if the backend does so within seconds."""
+        thread = threading.Thread(target=self._abort, daemon=True)
+        thread.start()
+        thread.join(5.0)
+
+    def _abort(self) -> None:
         with self._lock:
             opened = list(self._opened)
         for communicator in opened:

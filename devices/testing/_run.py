@@ -210,7 +210,7 @@ class _Run:
             try:
                 tasks = [baton.start(rank, partial(self._rank, rank, store, begin)) for rank in range(self.ranks)]
                 baton.run()
-                if not self._join(tasks, self.timeout):
+                if not self._are_over(tasks):
                     baton.stop(self._late())
             finally:
                 self._end()
@@ -241,10 +241,24 @@ class _Run:
             except BaseException as error:
                 # Now, for closing the world waits for what is on its way, and perhaps for ever.
                 self.baton.stop(error, self.baton.task)
+                if self.opened is not None:
+                    self.opened.abort()
                 raise
             finally:
                 if (changed := _flight.recorder().changed) is not None:
                     changed("exit")
+
+    def _are_over(self, tasks: Sequence[Task]) -> bool:
+        """Wait for the ranks, or until one has failed that others wait for in a backend; return whether that came."""
+        if self.opened is None:
+            return self._join(tasks, self.timeout)
+        deadline = time.monotonic() + self.timeout
+        while not self._join(tasks, 0.05):
+            if self.baton.error is not None:
+                return True
+            if time.monotonic() > deadline:
+                return False
+        return True
 
     def _join(self, tasks: Sequence[Task], seconds: float) -> bool:
         """Wait that long at most for threads to end; return whether they have."""
