@@ -22,8 +22,10 @@ from devices._backend import (
     Link,
     Message,
     Pending,
+    PendingFrom,
     Probe,
 )
+from devices._observer import Called, Ended, Observer
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import Partial, Replicate, Shard
@@ -45,9 +47,10 @@ if TYPE_CHECKING:
     from devices._fit import device
     from devices._flight import FlightRecord, flight
     from devices._hookspecs import hookimpl
+    from devices._observing import observe
     from devices._placement import place
     from devices._process_group import ProcessGroupCommunicator
-    from devices._registry import available, backends
+    from devices._registry import available, backends, links
     from devices._store import Store
     from devices._work import Work
     from devices._world import World, explain, init
@@ -76,9 +79,10 @@ _LAZY = {
     "device": "devices._fit",
     **dict.fromkeys(("FlightRecord", "flight"), "devices._flight"),
     "hookimpl": "devices._hookspecs",
+    "observe": "devices._observing",
     "place": "devices._placement",
     "ProcessGroupCommunicator": "devices._process_group",
-    **dict.fromkeys(("available", "backends"), "devices._registry"),
+    **dict.fromkeys(("available", "backends", "links"), "devices._registry"),
     "Store": "devices._store",
     "Work": "devices._work",
     **dict.fromkeys(("World", "explain", "init"), "devices._world"),
@@ -88,15 +92,19 @@ __all__ = [
     "INTERFACE_VERSION",
     "REDUCE_OPS",
     "Backend",
+    "Called",
     "Capabilities",
     "Communicator",
     "Device",
+    "Ended",
     "FlightRecord",
     "Group",
     "Link",
     "Message",
+    "Observer",
     "Partial",
     "Pending",
+    "PendingFrom",
     "Probe",
     "ProcessGroupCommunicator",
     "Replicate",
@@ -118,6 +126,8 @@ __all__ = [
     "gather",
     "hookimpl",
     "init",
+    "links",
+    "observe",
     "permute",
     "place",
     "recv",

@@ -92,9 +92,7 @@ class DevicesGroup(dist.ProcessGroup):
             )
         if self._is_closed:
             raise WorldError(f"{group}: the group is closed")
-        backend = next(
-            found for name in _registry.backends() if (found := _registry.backend(name)).device_type == "cpu"
-        )
+        backend = _registry.of_device_type("cpu")
         lane = Group(group.ranks, group.rank, backend.devices()[0], group.store, group.timeout, f"{group.name}/cpu")
         self._verbs["cpu"] = open_verbs(backend, lane)
         return self._verbs["cpu"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from devices import _registry, _torch
+from devices import _observing, _registry, _torch
 from devices._backend import Group
 from devices._c10d import DevicesGroup
 from devices._launch import launch
@@ -25,6 +25,7 @@ def create_process_group(options: Any, choice: object = None) -> DevicesGroup:
         choice: the `Choice` that `devices.init` hands on as `pg_options`; without one the world's own is
             taken, or "auto" when the world itself is being made.
     """
+    _observing.begin()
     world = dist.group.WORLD if dist.is_initialized() else None
     if isinstance(choice, _registry.Choice):
         chosen = choice

@@ -11,6 +11,7 @@ from typing import Any
 
 from devices import __version__, _autoload, _registry
 from devices._backend import Group
+from devices._roster import Plugin
 from devices._store import Store
 from devices.errors import DevicesError
 
@@ -23,6 +24,7 @@ _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 def examine() -> dict[str, Any]:
     """Return the report. Nothing that is broken here stops it; `report["cpu"]["works"]` is the verdict."""
     torch = _examine_torch()  # first, before anything else brings torch in and registers our group
+    _registry.available()  # all plugins at once, not one after another
     plugins = [_examine_plugin(plugin) for plugin in _registry.plugins()]
     auto = _examine_auto()
     return {
@@ -60,11 +62,12 @@ def _examine_torch() -> dict[str, Any]:
     return {"imports": True, "registered": registered, "error": str(_autoload.error) if _autoload.error else None}
 
 
-def _examine_plugin(plugin: _registry.Plugin) -> dict[str, Any]:
+def _examine_plugin(plugin: Plugin) -> dict[str, Any]:
     return {
         "name": plugin.name,
         "distribution": plugin.distribution,
         "version": plugin.version,
+        "hooks": list(plugin.hooks),
         "allowed": plugin.allowed,
         "error": str(plugin.error) if plugin.error else None,
         "backends": [_examine_backend(name) for name in plugin.backends],
@@ -72,7 +75,7 @@ def _examine_plugin(plugin: _registry.Plugin) -> dict[str, Any]:
 
 
 def _examine_backend(name: str) -> dict[str, Any]:
-    backend = _registry.backend(name)
+    facts = _registry.facts(name)
     devices = _registry.devices_of(name) if _registry.outcome(name).present else ()
     error = None
     try:
@@ -82,12 +85,12 @@ def _examine_backend(name: str) -> dict[str, Any]:
     outcome = _registry.outcome(name)
     return {
         "name": name,
-        "device_type": backend.device_type,
-        "priority": backend.priority,
+        "device_type": facts.device_type,
+        "priority": facts.priority,
         "present": outcome.present,
         "reason": outcome.reason,
         "error": error,
-        "verified": backend.verified,
+        "verified": facts.verified,
         "devices": [asdict(device) | {"label": str(device)} for device in devices],
     }
 
@@ -136,6 +139,7 @@ def _switches() -> list[dict[str, str]]:
 def _problems(torch: dict[str, Any], plugins: list[dict[str, Any]], auto: dict[str, Any]) -> list[str]:
     problems = [plugin["error"] for plugin in plugins if plugin["error"]]
     problems += [backend["error"] for plugin in plugins for backend in plugin["backends"] if backend["error"]]
+    problems += [str(error) for error in _registry.hook_errors()]
     problems += _registry.unmatched_names()
     if auto["backend"] is None and auto["reason"].startswith("DEVICES_BACKEND="):
         problems.append(auto["reason"])

@@ -35,14 +35,16 @@ def device(*, memory: int | str = 0, dtype: torch.dtype | None = None, backend: 
     names = [backend] if backend is not None else _registry.auto_order()
     reasons: list[str] = []
     for name in names:
-        probe = _registry.probe(name)
+        # Of all, one that is broken is only passed over.
+        probe = _registry.outcome(name) if backend is None else _registry.probe(name)
         if not probe.present:
             reasons.append(f"{name}: {probe.reason}")
             continue
         fitting: list[tuple[int, Device]] = []
+        capabilities = _registry.backend(name).capabilities
         for found in _registry.devices_of(name):
             free = found.free if found.free is not None else found.memory
-            if dtype is not None and dtype not in _registry.backend(name).capabilities(found).dtypes:
+            if dtype is not None and dtype not in capabilities(found).dtypes:
                 reasons.append(f"{found}: has no {dtype}")
             elif free is not None and free < needed:
                 reasons.append(f"{found}: {free / 2**30:.1f} GiB free")

@@ -1,8 +1,4 @@
-"""Finds the plugins, keeps a broken one as an error for whoever asks for it, and chooses a backend.
-
-pluggy's own entry-point loader is not used: it stops at the first plugin that fails to import, and a second
-plugin of a name is skipped in silence.
-"""
+"""What backends there are, which of them are present, and which is chosen."""
 
 from __future__ import annotations
 
@@ -10,53 +6,18 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, final
 
-import pluggy
-
-from devices import _hookspecs
-from devices._backend import INTERFACE_VERSION, Backend, Device, Probe
-from devices._probe import probe_here, probe_in_child
-from devices._probe_per_host import probe_once_per_host
+from devices._answers import DEVICES, LINKS, PROBE, TARGETS
+from devices._backend import Backend, Device, Link, Probe
+from devices._observer import Observer
+from devices._plugin import shown, words
+from devices._roster import Facts, Plugin, Roster, again, allow_list, installed
 from devices._store import Store
 from devices.errors import BackendNotFoundError, BackendUnavailableError, DevicesError, PluginError, did_you_mean
 
-GROUP = "devices"
-"""The entry-point group of plugins."""
-
-OWN_DISTRIBUTION = "devices"
-"""Its plugins load first, so that no other can take their names, and are trusted to probe in this process."""
-
 Meet = Callable[[], Store]
 """Returns the store that the ranks share, having waited for them if need be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plugin:
-    """One entry point in the group `devices`, and what came of loading it.
-
-    Args:
-        name: the entry point's name.
-        distribution: the installed distribution that has it.
-        version: that distribution's version.
-        backends: the names of the backends that it provides; none if it is broken or not allowed.
-        allowed: whether DEVICES_PLUGINS allows it; one that is not allowed is not imported.
-        error: what is wrong with it, or None.
-    """
-
-    name: str
-    distribution: str
-    version: str
-    backends: tuple[str, ...] = ()
-    allowed: bool = True
-    error: PluginError | None = None
-
-    @property
-    def own(self) -> bool:
-        """Whether it is part of `devices` itself."""
-        return self.distribution == OWN_DISTRIBUTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +46,7 @@ class Choice:
 class _State:
     """All that is found out once in a process."""
 
-    manager: pluggy.PluginManager
-    plugins: list[Plugin] = field(default_factory=list)
-    backends: dict[str, Backend] = field(default_factory=dict)
-    origins: dict[str, EntryPoint] = field(default_factory=dict)
-    errors: dict[str, PluginError] = field(default_factory=dict)
+    roster: Roster
     probes: dict[str, Probe | PluginError] = field(default_factory=dict)
 
 
@@ -99,32 +56,50 @@ _loaded: _State | None = None
 
 def plugins() -> tuple[Plugin, ...]:
     """Return every installed plugin, those of `devices` itself first, broken and forbidden ones included."""
-    return tuple(_state().plugins)
+    with _lock:
+        roster = _surveyed()
+        return tuple(roster.plugin(place) for place in range(len(roster.entries)))
 
 
 def backends() -> tuple[str, ...]:
-    """Return the names of the backends whose plugins loaded, present on this machine or not.
+    """Return the names of the backends whose plugins are whole, present on this machine or not.
 
     >>> import devices
     >>> "cpu" in devices.backends()
     True
     """
-    return tuple(_state().backends)
+    with _lock:
+        roster = _surveyed()
+        return tuple(sorted(roster.holders, key=lambda name: roster.holders[name]))
 
 
 def backend(name: str) -> Backend:
-    """Return the backend of that name, present or not.
+    """Return the backend of that name, present or not; its plugin is loaded into this process.
 
     Raises:
         BackendNotFoundError: no plugin provides it.
         PluginError: the plugin of that name is broken.
     """
-    state = _state()
-    if found := state.backends.get(name):
-        return found
-    if error := state.errors.get(name):
-        raise _again(error)
-    raise BackendNotFoundError(_not_found(state, name))
+    with _lock:
+        return _holding(name).backend(name)
+
+
+def of_device_type(device_type: str) -> Backend:
+    """Return the first backend whose devices are of a torch type: one of `devices`' own, if there is one."""
+    with _lock:
+        roster = _state().roster
+        for places in ([], roster.unasked()):
+            roster.survey(places, [PROBE])
+            for name in sorted(roster.holders, key=lambda name: roster.holders[name]):
+                if roster.facts(name).device_type == device_type:
+                    return roster.backend(name)
+    raise BackendNotFoundError(f"no plugin provides a backend whose devices are of type {device_type!r}")
+
+
+def facts(name: str) -> Facts:
+    """Return what is plain data about a backend."""
+    with _lock:
+        return _holding(name).facts(name)
 
 
 def probe(name: str, meet: Meet | None = None) -> Probe:
@@ -138,21 +113,24 @@ def probe(name: str, meet: Meet | None = None) -> Probe:
         BackendNotFoundError: no plugin provides it.
         PluginError: its plugin is broken, or its probe raised, died or came late.
     """
-    backend(name)
-    state = _state()
-    is_shared = meet is not None and name not in state.probes and not _is_own(state, name)
+    with _lock:
+        # A wrong name or a broken plugin is an error here, before anything waits for other ranks.
+        roster = _holding(name, [] if meet is not None else [PROBE])
+        is_shared = meet is not None and name not in _state().probes and not roster.is_own(roster.holders[name])
     # Not under the lock, which another rank of this process may need before it comes to meet this one.
     store = meet() if meet is not None and is_shared else None
     with _lock:
-        state = _state()
-        if name not in state.probes:
+        probes, place = _state().probes, roster.holders[name]
+        if name not in probes:
             try:
-                state.probes[name] = _ask(state, name, store)
+                if store is not None:
+                    roster.survey([place], [PROBE], store)
+                probes[name] = roster.answer(PROBE, place, name)
             except PluginError as error:
-                state.probes[name] = error
-        found = state.probes[name]
+                probes[name] = _about(f"backend {name!r}", error)
+        found = probes[name]
     if isinstance(found, PluginError):
-        raise _again(found)
+        raise again(found)
     return found
 
 
@@ -163,27 +141,94 @@ def available() -> tuple[Device, ...]:
     >>> [str(device) for device in devices.available() if device.type == "cpu"]
     ['cpu:0']
     """
-    return tuple(device for name in backends() if outcome(name).present for device in devices_of(name))
+    return tuple(device for name in _present(DEVICES) for device in devices_of(name))
 
 
 def devices_of(name: str) -> tuple[Device, ...]:
     """Return the devices of backend `name`, which is present; none if it cannot list them, which breaks it."""
     try:
-        found = tuple(backend(name).devices())
-        if strangers := [device for device in found if not isinstance(device, Device)]:
-            raise TypeError(f"{strangers[0]!r} is no devices.Device")
-        return found
-    except (Exception, SystemExit) as error:
-        broken = PluginError(f"backend {name!r}: listing its devices raised {type(error).__name__}: {error}")
-        broken.__cause__ = error
         with _lock:
-            _state().probes[name] = broken
+            roster = _holding(name)
+            found: tuple[Device, ...] = roster.answer(DEVICES, roster.holders[name], name)
+            return found
+    except PluginError as error:
+        with _lock:
+            _state().probes[name] = _about(f"backend {name!r}", error)
         return ()
 
 
-def auto_order() -> tuple[str, ...]:
-    """Return the backends that "auto" may take, the best first; among equals, that which loaded first."""
-    ranked = [(found.priority, name) for name, found in _state().backends.items() if found.priority is not None]
+def links() -> dict[str, tuple[Link, ...]]:
+    """Return all known links between devices, by the device that they start at, as `str(device)` prints it.
+
+    Those that the capabilities of present devices state, and those that plugins know of between two backends. What a
+    broken plugin would have said is left out; `devices doctor` says so.
+
+    >>> import devices
+    >>> devices.links()  # of a host with no accelerator
+    {}
+    """
+    found: dict[str, tuple[Link, ...]] = {}
+    for said in [*(_asked(LINKS, name) for name in _present(LINKS)), *_of_plugins(LINKS, "devices_links").values()]:
+        for label, some in ({} if said is None or isinstance(said, PluginError) else said).items():
+            if some:
+                # Two may know of one link.
+                found[label] = tuple(dict.fromkeys((*found.get(label, ()), *some)))
+    return found
+
+
+def targets() -> dict[str, list[dict[str, Any]] | PluginError]:
+    """Return what each plugin adds to the catalogue, by the plugin's name in words, not read yet."""
+    return _of_plugins(TARGETS, "devices_targets")
+
+
+def hook_errors() -> tuple[PluginError, ...]:
+    """Return why plugins that are whole otherwise do not answer for their links or targets."""
+    asked = [_of_plugins(LINKS, "devices_links"), _of_plugins(TARGETS, "devices_targets")]
+    return tuple(said for each in asked for said in each.values() if isinstance(said, PluginError))
+
+
+def observer(plugin: str) -> Observer:
+    """Return a new observer of collectives from the plugin of that name, which is loaded into this process.
+
+    Raises:
+        PluginError: there is no such plugin, it is broken, or it has no observer.
+    """
+    with _lock:
+        roster = _state().roster
+        places = [place for place, entry in enumerate(roster.entries) if entry.name == plugin and roster.allowed[place]]
+        if not places:
+            known = sorted({entry.name for entry in roster.entries})
+            raise PluginError(
+                f"no plugin is named {plugin!r}{did_you_mean(plugin, known)} Installed: {', '.join(known) or 'none'}"
+            )
+        who = roster.who(places[0])
+        roster.survey(roster.unasked(plugin))
+        loaded = roster.loaded(places[0])
+        if "devices_observer" not in loaded.hooks:
+            raise PluginError(f"{who} has no hook `devices_observer`; it has {', '.join(loaded.hooks)}")
+        try:
+            [found] = loaded.call("devices_observer")
+        except (Exception, SystemExit) as error:
+            raise PluginError(f"{who}: its hook `devices_observer` raised {words(error)}") from error
+        if not isinstance(found, Observer):
+            raise PluginError(
+                f"{who}: its hook `devices_observer` returned {shown(found)}, which is no devices.Observer"
+            )
+        return found
+
+
+def auto_order(meet: Meet | None = None) -> tuple[str, ...]:
+    """Return the backends that "auto" may take, the best first; among equals, that of the first plugin."""
+    with _lock:
+        is_shared = meet is not None and bool(_state().roster.unasked())
+    store = meet() if meet is not None and is_shared else None
+    with _lock:
+        roster = _surveyed(store)
+        ranked = [
+            (priority, name)
+            for name in sorted(roster.holders, key=lambda name: roster.holders[name])
+            if (priority := roster.facts(name).priority) is not None
+        ]
     return tuple(name for _, name in sorted(ranked, key=lambda each: -each[0]))
 
 
@@ -219,20 +264,15 @@ def choose(asked: str = "auto", meet: Meet | None = None) -> Choice:
         raise type(error)(f"DEVICES_BACKEND={wanted}: {error}") from error
 
 
-def allow_list() -> tuple[str, ...] | None:
-    """Return the plugins that DEVICES_PLUGINS allows; None if it is not set or empty, and all are."""
-    names = tuple(name.strip() for name in os.environ.get("DEVICES_PLUGINS", "").split(",") if name.strip())
-    return names or None
-
-
 def unmatched_names() -> tuple[str, ...]:
     """Return a sentence for each name in DEVICES_PLUGINS that no installed plugin has."""
-    installed = [plugin.name for plugin in plugins()]
+    with _lock:
+        names = [entry.name for entry in _state().roster.entries]
     return tuple(
-        f"DEVICES_PLUGINS names {name!r}, but no such plugin is installed{did_you_mean(name, installed)}; "
-        f"installed: {', '.join(sorted(set(installed))) or 'none'}"
+        f"DEVICES_PLUGINS names {name!r}, but no such plugin is installed{did_you_mean(name, names)}; "
+        f"installed: {', '.join(sorted(set(names))) or 'none'}"
         for name in allow_list() or ()
-        if name not in installed
+        if name not in names
     )
 
 
@@ -241,15 +281,6 @@ def reset() -> None:
     global _loaded
     with _lock:
         _loaded = None
-
-
-def load_alone(entry_point: EntryPoint, name: str) -> Backend:
-    """Return backend `name` of one plugin, no other being loaded."""
-    state = _State(_new_manager())
-    _load(state, entry_point, "", "")
-    if error := next(iter(state.errors.values()), None):
-        raise error
-    return state.backends[name]
 
 
 def _choose_named(name: str, reason: str, meet: Meet | None) -> Choice:
@@ -262,176 +293,114 @@ def _choose_named(name: str, reason: str, meet: Meet | None) -> Choice:
 
 
 def _choose_best(meet: Meet | None) -> Choice:
-    state = _state()
     considered: list[tuple[str, Probe]] = []
-    for name in auto_order():
+    names = auto_order(meet)
+    with _lock:
+        roster = _state().roster
+        roster.prepare(PROBE, sorted({roster.holders[name] for name in names}))
+    for name in names:
         absent = [other for other, _ in considered]
-        considered.append((name, outcome(name, meet)))
-        if considered[-1][1].present:
+        found = outcome(name, meet)
+        if found.present:
+            try:
+                chosen = backend(name)
+            except PluginError as error:
+                # What a child process could load, this one cannot.
+                found = Probe(present=False, reason=str(error))
+        considered.append((name, found))
+        if found.present:
             why = f"{', '.join(absent)} would come before it" if absent else "it has the highest priority"
-            return Choice(state.backends[name], f"the best that is present; {why}", tuple(considered))
+            return Choice(chosen, f"the best that is present; {why}", tuple(considered))
     reasons = [f"{name}: {found.reason}" for name, found in considered]
-    reasons += [f"plugin {plugin.name}: {plugin.error}" for plugin in state.plugins if plugin.error]
+    reasons += [f"plugin {plugin.name}: {plugin.error}" for plugin in plugins() if plugin.error]
     listed = "".join(f"\n  {reason}" for reason in reasons) or " no plugin provides one"
-    raise BackendUnavailableError(f"no backend is available here:{listed}{_hint(state)}")
-
-
-def _ask(state: _State, name: str, store: Store | None) -> Probe:
-    if _is_own(state, name):
-        return probe_here(state.backends[name])
-    in_child = partial(probe_in_child, state.origins[name], name)
-    return in_child() if store is None else probe_once_per_host(store, name, in_child)
-
-
-def _is_own(state: _State, name: str) -> bool:
-    return _distribution(state.origins[name])[0] == OWN_DISTRIBUTION
+    raise BackendUnavailableError(f"no backend is available here:{listed}{_hint()}")
 
 
 def _state() -> _State:
     global _loaded
     with _lock:
         if _loaded is None:
-            state = _State(_new_manager())
-            allowed = allow_list()
-            for entry_point in _found():
-                distribution, version = _distribution(entry_point)
-                if allowed is None or entry_point.name in allowed:
-                    _load(state, entry_point, distribution, version)
-                else:
-                    state.plugins.append(Plugin(entry_point.name, distribution, version, allowed=False))
-            _loaded = state
+            _loaded = _State(Roster(installed(), allow_list()))
         return _loaded
 
 
-def _found() -> list[EntryPoint]:
-    """Return all entry points, those of our own distribution first, in an order that is the same every time."""
-    return sorted(
-        entry_points(group=GROUP),
-        key=lambda found: (_distribution(found)[0] != OWN_DISTRIBUTION, _distribution(found), found.name),
-    )
+def _surveyed(store: Store | None = None) -> Roster:
+    """Return the roster, every plugin having been asked; under the lock."""
+    roster = _state().roster
+    roster.survey(roster.unasked(), [PROBE], store)
+    return roster
 
 
-def _distribution(entry_point: EntryPoint) -> tuple[str, str]:
-    found = entry_point.dist
-    # Hand-made metadata may lack either.
-    return (str(found.name or "unnamed"), str(found.version or "?")) if found is not None else ("unnamed", "?")
+def _holding(name: str, questions: Sequence[str] = (PROBE,)) -> Roster:
+    """Return the roster, which has somebody who holds backend `name`; under the lock."""
+    roster = _state().roster
+    if name not in roster.holders:
+        roster.find(name, questions)
+    if name not in roster.holders:
+        if error := roster.errors.get(name):
+            raise again(error)
+        raise BackendNotFoundError(_not_found(name))
+    return roster
 
 
-def _new_manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager("devices")
-    manager.add_hookspecs(_hookspecs)
-    return manager
+def _present(question: str) -> list[str]:
+    """Return the names of the backends that are present, all of them having been asked a question at once."""
+    names = [name for name in backends() if outcome(name).present]
+    with _lock:
+        roster = _state().roster
+        roster.prepare(question, sorted({roster.holders[name] for name in names}))
+    return names
 
 
-def _load(state: _State, entry_point: EntryPoint, distribution: str, version: str) -> None:
-    """Load one plugin into `state`: its backends, or its error."""
-    claimed: list[str] = []
-    registered = error = None
-    try:
-        module = entry_point.load()
-        if state.manager.is_registered(module):
-            raise PluginError(f"{entry_point.value!r} is the target of another entry point too")
-        registered = module
-        state.manager.register(module)
-        _check_hooks(state.manager, module)
-        offered = _offered(state.manager, module)
-        claimed = [name for item in offered if isinstance(name := getattr(item, "name", None), str)]
-        for item in offered:
-            _check_backend(item)
-        _check_free(state, claimed)
-        state.backends.update((item.name, item) for item in offered)
-        state.origins.update(dict.fromkeys(claimed, entry_point))
-    except (Exception, SystemExit) as cause:
-        told = str(cause) if isinstance(cause, PluginError) else f"{type(cause).__name__}: {cause}"
-        origin = f" of {distribution} {version}" if distribution else ""
-        error = PluginError(f"plugin {entry_point.name!r}{origin} is broken: {told}")
-        error.__cause__ = None if isinstance(cause, PluginError) else cause
-        for name in (entry_point.name, *claimed):
-            state.errors.setdefault(name, error)
-        if registered is not None and state.manager.is_registered(registered):
-            state.manager.unregister(registered)
-    names = () if error else tuple(claimed)
-    state.plugins.append(Plugin(entry_point.name, distribution, version, names, error=error))
+def _asked(question: str, name: str) -> Any:
+    """Return the answer about a backend, or the error."""
+    with _lock:
+        roster = _holding(name)
+        try:
+            return roster.answer(question, roster.holders[name], name)
+        except PluginError as error:
+            return _about(f"backend {name!r}", error)
 
 
-def _check_hooks(manager: pluggy.PluginManager, module: Any) -> None:
-    """Raise if `module` has a hook that does not exist, or none that does."""
-    known = [name for name in vars(_hookspecs) if name.startswith("devices_")]
-    hooks = [caller.name for caller in manager.get_hookcallers(module) or ()]
-    for name in hooks:
-        if name not in known:
-            raise PluginError(f"it implements a hook {name!r} that does not exist{did_you_mean(name, known)}")
-    if "devices_backend" not in hooks:
-        raise PluginError(
-            "it implements no hook `devices_backend`; write a function of that name, decorated with `@devices.hookimpl`"
-        )
+def _of_plugins(question: str, hook: str) -> dict[str, Any]:
+    """Return what the hook of each plugin that has it says, or the error, by the plugin's name in words."""
+    with _lock:
+        roster = _surveyed()
+        places = [place for place in range(len(roster.entries)) if hook in roster.plugin(place).hooks]
+        roster.prepare(question, places)
+        found: dict[str, Any] = {}
+        for place in places:
+            try:
+                found[roster.who(place)] = roster.answer(question, place)
+            except PluginError as error:
+                found[roster.who(place)] = _about(roster.who(place), error)
+        return found
 
 
-def _offered(manager: pluggy.PluginManager, module: Any) -> list[Any]:
-    """Return what the hook of `module` alone returns, not checked yet."""
-    others = [other for other in manager.get_plugins() if other is not module]
-    offered: list[Any] = []
-    for result in manager.subset_hook_caller("devices_backend", others)():
-        offered.extend(result if isinstance(result, (list, tuple)) else [result])
-    if not offered:
-        raise PluginError("its hook `devices_backend` returned no backend")
-    return offered
+def _about(whom: str, error: PluginError) -> PluginError:
+    told = PluginError(str(error) if str(error).startswith(("plugin ", "backend ")) else f"{whom}: {error}")
+    told.__cause__ = error.__cause__
+    return told
 
 
-def _check_backend(item: Any) -> None:
-    if isinstance(item, type) and issubclass(item, Backend):
-        raise PluginError(f"its hook `devices_backend` returned the class {item.__name__}; return an instance of it")
-    if not isinstance(item, Backend):
-        raise PluginError(f"its hook `devices_backend` returned {item!r}, which is no devices.Backend")
-    kind = type(item).__name__
-    for attribute in ("name", "device_type"):
-        value = getattr(item, attribute, None)
-        if not isinstance(value, str) or not value.isidentifier():
-            raise PluginError(f"{kind}.{attribute} must be a word, got {value!r}")
-    if item.name == "auto":
-        raise PluginError(f"{kind}.name is 'auto', which already means the best that is present")
-    if not isinstance(item.interface, int) or item.interface > INTERFACE_VERSION:
-        raise PluginError(
-            f"backend {item.name!r} was written for version {item.interface!r} of the plugin interface; this is "
-            f"version {INTERFACE_VERSION}: upgrade devices"
-        )
-    if item.priority is not None and not isinstance(item.priority, int):
-        raise PluginError(f"{kind}.priority must be a whole number or None, got {item.priority!r}")
-
-
-def _check_free(state: _State, names: Sequence[str]) -> None:
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            raise PluginError(f"it provides two backends named {name!r}")
-        if name in state.backends:
-            holder = state.origins[name]
-            owner = " ".join(_distribution(holder))
-            raise PluginError(f"it claims the backend name {name!r}, which plugin {holder.name!r} of {owner} has")
-
-
-def _again(error: PluginError) -> PluginError:
-    """Return a copy to raise: one raised again and again would gather tracebacks."""
-    copy = PluginError(str(error))
-    copy.__cause__ = error.__cause__
-    return copy
-
-
-def _not_found(state: _State, name: str) -> str:
-    forbidden = sorted(plugin.name for plugin in state.plugins if not plugin.allowed)
+def _not_found(name: str) -> str:
+    found = plugins()
+    forbidden = sorted(plugin.name for plugin in found if not plugin.allowed)
     if name in forbidden:
         return f"plugin {name!r} is installed, but not among those that DEVICES_PLUGINS allows; add it there"
-    installed = sorted(state.backends)
-    broken = sorted({plugin.name for plugin in state.plugins if plugin.error})
-    message = f"no plugin provides a backend named {name!r}{did_you_mean(name, [*installed, *broken, *forbidden])}"
-    message += f"{'.' if '?' not in message else ''} Installed: {', '.join(installed) or 'none'}."
+    names = sorted(name for plugin in found for name in plugin.backends)
+    broken = sorted({plugin.name for plugin in found if plugin.error})
+    message = f"no plugin provides a backend named {name!r}{did_you_mean(name, [*names, *broken, *forbidden])}"
+    message += f"{'.' if '?' not in message else ''} Installed: {', '.join(names) or 'none'}."
     if broken:
         message += f" Broken: {', '.join(broken)}; `devices doctor` says why."
     if forbidden:
         message += f" Not allowed by DEVICES_PLUGINS: {', '.join(forbidden)}."
-    return message + _hint(state)
+    return message + _hint()
 
 
-def _hint(state: _State) -> str:
-    if any(plugin.own for plugin in state.plugins):
+def _hint() -> str:
+    if any(plugin.own for plugin in plugins()):
         return ""
     return " The distribution `devices` itself is not installed, so its own plugins are not found: pip install it."

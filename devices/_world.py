@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from devices import _autoload, _registry
+from devices import _autoload, _observing, _registry
 from devices._c10d import DevicesGroup
 from devices._launch import launch
 from devices._mesh import mesh_shape
@@ -129,6 +129,7 @@ def init(backend: str = "auto", *, timeout: timedelta | float = 600.0) -> World:
     ...     (world.rank, world.size)
     (0, 1)
     """
+    _observing.begin()
     if (already := _current()) is not None:
         raise WorldError(f"{already!r} is open; close it before you open another")
     if not isinstance(timeout, (timedelta, int, float)):

@@ -1,59 +1,61 @@
-"""Verbs that someone watches: each call is told to an observer, which may refuse it, before it is made."""
+"""Verbs that someone watches: each call is told to an observer, which may refuse it, before it is made, and its end."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from typing import Protocol, final
+from typing import final
 
 import torch
 
 from devices._backend import Capabilities, Group, Message, Pending, PendingFrom
+from devices._observer import Called, Ended, Observer
 from devices.algorithms.verbs import Verbs
 
 Tensor = torch.Tensor
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Called:
-    """A call that is about to be made.
+class Observers(Observer):
+    """Several observers as one; each is told, in the order in which they came.
 
     Args:
-        verb: its name.
-        group: the group, seen from the rank that calls.
-        tensor: what the rank sends, or receives where it sends nothing; None for a barrier.
-        op: the reduce op, "" where there is none.
-        is_even: whether all ranks' parts are of one size.
-        is_ours: whether the program called a verb of `devices`, which composes what the hardware lacks; if not, it
-            called torch's own.
-        is_async: whether it is a collective that the program goes on beside.
+        observers: who.
     """
 
-    verb: str
-    group: Group
-    tensor: Tensor | None
-    op: str
-    is_even: bool
-    is_ours: bool
-    is_async: bool
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
 
+    def opening(self, group: Group, *, is_world: bool) -> None:
+        for place, observer in enumerate(self._observers):
+            try:
+                observer.opening(group, is_world=is_world)
+            except BaseException:
+                _each(self._observers[:place], lambda told: told.closed(group))
+                raise
 
-class Observer(Protocol):
-    """Is told of groups and calls, on the thread of the rank that makes them; what it raises, the program gets."""
+    def closed(self, group: Group) -> None:
+        _each(self._observers, lambda observer: observer.closed(group))
 
-    def opening(self, group: Group, *, is_world: bool) -> None: ...
-    def closed(self, group: Group) -> None: ...
-    def called(self, call: Called) -> None: ...
-    def ended(self, call: Called) -> None:
-        """Hear that an asynchronous call was waited for, or was found to be done."""
-        ...
+    def called(self, call: Called) -> None:
+        for place, observer in enumerate(self._observers):
+            try:
+                observer.called(call)
+            except BaseException as error:
+                # Those who have let it pass hear that it came to nothing.
+                _each(self._observers[:place], partial(_refused, call, error))
+                raise
+
+    def ended(self, ended: Ended) -> None:
+        _each(self._observers, lambda observer: observer.ended(ended))
 
     def rank(self, rank: int) -> AbstractContextManager[object]:
-        """Return what a thread rank's function is run in."""
-        ...
+        stack = ExitStack()
+        for observer in self._observers:
+            stack.enter_context(observer.rank(rank))
+        return stack
 
 
 @final
@@ -79,24 +81,50 @@ class ObservedVerbs:
     def capabilities(self) -> Capabilities:
         return self._verbs.capabilities
 
-    def _tell(
-        self, verb: str, tensor: Tensor | None, op: str = "", counts: Sequence[int] | None = None, *, async_op: bool
-    ) -> Callable[[Pending], Pending]:
-        """Tell of a call; return what becomes of what it returns."""
+    def _watch(
+        self,
+        verb: str,
+        tensor: Tensor | None,
+        start: Callable[[], Pending],
+        op: str = "",
+        counts: Sequence[int] | None = None,
+        peer: int | None = None,
+        *,
+        async_op: bool,
+    ) -> Pending:
+        """Tell of a collective, start it, and tell of its end, when it comes."""
         is_even = not counts or min(counts) == max(counts)
-        call = Called(verb, self._verbs.group, tensor, op, is_even, self._is_ours, async_op)
-        self._observer.called(call)
-        return partial(_Awaited, self._observer, call) if async_op else _itself
+        call = Called(verb, self._verbs.group, tensor, op, is_even, self._is_ours, async_op, peer)
+        return self._start([call], start, async_op=async_op)
+
+    def _message(self, verb: str, tensor: Tensor, peer: int | None) -> Called:
+        return Called(verb, self._verbs.group, tensor, "", True, self._is_ours, False, peer)
+
+    def _start(self, calls: Sequence[Called], start: Callable[[], Pending], *, async_op: bool) -> Pending:
+        begun = time.perf_counter()
+        told: list[Called] = []
+        try:
+            for call in calls:
+                self._observer.called(call)
+                told.append(call)
+            pending = start()
+        except BaseException as error:
+            _end(self._observer, told, begun, error)
+            raise
+        if async_op:
+            return _Awaited(self._observer, told, begun, pending)
+        _end(self._observer, told, begun, None)
+        return pending
 
     def all_reduce(self, tensor: Tensor, op: str = "sum", *, async_op: bool = False) -> Pending:
-        told = self._tell("all_reduce", tensor, op, async_op=async_op)
-        return told(self._verbs.all_reduce(tensor, op, async_op=async_op))
+        start = partial(self._verbs.all_reduce, tensor, op, async_op=async_op)
+        return self._watch("all_reduce", tensor, start, op, async_op=async_op)
 
     def all_gather(
         self, output: Tensor, input: Tensor, counts: Sequence[int] | None = None, *, async_op: bool = False
     ) -> Pending:
-        told = self._tell("all_gather", input, counts=counts, async_op=async_op)
-        return told(self._verbs.all_gather(output, input, counts, async_op=async_op))
+        start = partial(self._verbs.all_gather, output, input, counts, async_op=async_op)
+        return self._watch("all_gather", input, start, counts=counts, async_op=async_op)
 
     def reduce_scatter(
         self,
@@ -107,8 +135,8 @@ class ObservedVerbs:
         *,
         async_op: bool = False,
     ) -> Pending:
-        told = self._tell("reduce_scatter", input, op, counts, async_op=async_op)
-        return told(self._verbs.reduce_scatter(output, input, op, counts, async_op=async_op))
+        start = partial(self._verbs.reduce_scatter, output, input, op, counts, async_op=async_op)
+        return self._watch("reduce_scatter", input, start, op, counts, async_op=async_op)
 
     def all_to_all(
         self,
@@ -120,16 +148,16 @@ class ObservedVerbs:
         async_op: bool = False,
     ) -> Pending:
         counts = [*(output_counts or ()), *(input_counts or ())]
-        told = self._tell("all_to_all", input, counts=counts, async_op=async_op)
-        return told(self._verbs.all_to_all(output, input, output_counts, input_counts, async_op=async_op))
+        start = partial(self._verbs.all_to_all, output, input, output_counts, input_counts, async_op=async_op)
+        return self._watch("all_to_all", input, start, counts=counts, async_op=async_op)
 
     def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> Pending:
-        told = self._tell("broadcast", tensor, async_op=async_op)
-        return told(self._verbs.broadcast(tensor, src, async_op=async_op))
+        start = partial(self._verbs.broadcast, tensor, src, async_op=async_op)
+        return self._watch("broadcast", tensor, start, peer=src, async_op=async_op)
 
     def reduce(self, tensor: Tensor, dst: int, op: str = "sum", *, async_op: bool = False) -> Pending:
-        told = self._tell("reduce", tensor, op, async_op=async_op)
-        return told(self._verbs.reduce(tensor, dst, op, async_op=async_op))
+        start = partial(self._verbs.reduce, tensor, dst, op, async_op=async_op)
+        return self._watch("reduce", tensor, start, op, peer=dst, async_op=async_op)
 
     def gather(
         self,
@@ -140,8 +168,8 @@ class ObservedVerbs:
         *,
         async_op: bool = False,
     ) -> Pending:
-        told = self._tell("gather", input, counts=counts, async_op=async_op)
-        return told(self._verbs.gather(output, input, dst, counts, async_op=async_op))
+        start = partial(self._verbs.gather, output, input, dst, counts, async_op=async_op)
+        return self._watch("gather", input, start, counts=counts, peer=dst, async_op=async_op)
 
     def scatter(
         self,
@@ -152,37 +180,41 @@ class ObservedVerbs:
         *,
         async_op: bool = False,
     ) -> Pending:
-        told = self._tell("scatter", output if input is None else input, counts=counts, async_op=async_op)
-        return told(self._verbs.scatter(output, input, src, counts, async_op=async_op))
+        start = partial(self._verbs.scatter, output, input, src, counts, async_op=async_op)
+        seen = output if input is None else input
+        return self._watch("scatter", seen, start, counts=counts, peer=src, async_op=async_op)
 
     def permute(
         self, output: Tensor | None, input: Tensor, pairs: Sequence[tuple[int, int]], *, async_op: bool = False
     ) -> Pending:
-        told = self._tell("permute", input, async_op=async_op)
-        return told(self._verbs.permute(output, input, pairs, async_op=async_op))
+        start = partial(self._verbs.permute, output, input, pairs, async_op=async_op)
+        return self._watch("permute", input, start, async_op=async_op)
 
     def barrier(self, *, async_op: bool = False) -> Pending:
-        told = self._tell("barrier", None, async_op=async_op)
-        return told(self._verbs.barrier(async_op=async_op))
+        return self._watch("barrier", None, partial(self._verbs.barrier, async_op=async_op), async_op=async_op)
 
     def send(self, tensor: Tensor, dst: int, tag: int = 0, *, async_op: bool = False) -> Pending:
-        self._tell("send", tensor, async_op=False)
-        return self._verbs.send(tensor, dst, tag, async_op=async_op)
+        start = partial(self._verbs.send, tensor, dst, tag, async_op=async_op)
+        return self._start([self._message("send", tensor, dst)], start, async_op=async_op)
 
     def recv(self, tensor: Tensor, src: int, tag: int = 0, *, async_op: bool = False) -> Pending:
-        self._tell("recv", tensor, async_op=False)
-        return self._verbs.recv(tensor, src, tag, async_op=async_op)
+        start = partial(self._verbs.recv, tensor, src, tag, async_op=async_op)
+        return self._start([self._message("recv", tensor, src)], start, async_op=async_op)
 
     def recv_any(self, tensor: Tensor, tag: int = 0) -> PendingFrom:
-        self._tell("recv", tensor, async_op=False)
-        return self._verbs.recv_any(tensor, tag)
+        started: list[PendingFrom] = []
+
+        def start() -> Pending:
+            started.append(self._verbs.recv_any(tensor, tag))
+            return started[0]
+
+        pending = self._start([self._message("recv", tensor, None)], start, async_op=True)
+        return _AwaitedFrom(pending, started[0])
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, async_op: bool = False) -> Pending:
-        for message in sends:
-            self._tell("send", message.tensor, async_op=False)
-        for message in recvs:
-            self._tell("recv", message.tensor, async_op=False)
-        return self._verbs.exchange(sends, recvs, async_op=async_op)
+        calls = [self._message("send", message.tensor, message.peer) for message in sends]
+        calls += [self._message("recv", message.tensor, message.peer) for message in recvs]
+        return self._start(calls, partial(self._verbs.exchange, sends, recvs, async_op=async_op), async_op=async_op)
 
     def abort(self) -> None:
         self._verbs.abort()
@@ -198,28 +230,67 @@ AnyVerbs = Verbs | ObservedVerbs
 class _Awaited:
     """An asynchronous call on its way, whose end the observer hears of once."""
 
-    def __init__(self, observer: Observer, call: Called, pending: Pending) -> None:
+    def __init__(self, observer: Observer, calls: Sequence[Called], begun: float, pending: Pending) -> None:
         self._observer = observer
+        self._begun = begun
         self._pending = pending
-        self._call: Called | None = call
+        self._calls: Sequence[Called] = calls
 
     def wait(self) -> None:
         try:
             self._pending.wait()
-        finally:
-            self._end()
+        except BaseException as error:
+            self._end(error)
+            raise
+        self._end(None)
 
     def is_completed(self) -> bool:
         is_done = self._pending.is_completed()
-        if is_done:
-            self._end()
+        if is_done and self._calls:
+            # It may have failed, which only waiting tells; that returns at once.
+            try:
+                self._pending.wait()
+            except Exception as error:
+                self._end(error)
+            else:
+                self._end(None)
         return is_done
 
-    def _end(self) -> None:
-        call, self._call = self._call, None
-        if call is not None:
-            self._observer.ended(call)
+    def _end(self, error: BaseException | None) -> None:
+        calls, self._calls = self._calls, ()
+        _end(self._observer, calls, self._begun, error)
 
 
-def _itself(pending: Pending) -> Pending:
-    return pending
+@final
+class _AwaitedFrom:
+    """The same of a message whose source is not known beforehand."""
+
+    def __init__(self, awaited: Pending, pending: PendingFrom) -> None:
+        self._awaited = awaited
+        self._pending = pending
+
+    def wait(self) -> None:
+        self._awaited.wait()
+
+    def is_completed(self) -> bool:
+        return self._awaited.is_completed()
+
+    def source(self) -> int:
+        return self._pending.source()
+
+
+def _end(observer: Observer, calls: Sequence[Called], begun: float, error: BaseException | None) -> None:
+    seconds = time.perf_counter() - begun
+    for call in calls:
+        observer.ended(Ended(call, error, seconds))
+
+
+def _refused(call: Called, error: BaseException, observer: Observer) -> None:
+    observer.ended(Ended(call, error, 0.0))
+
+
+def _each(observers: Sequence[Observer], tell: Callable[[Observer], None]) -> None:
+    """Tell all, even if one of them raises; that is raised in the end."""
+    with ExitStack() as stack:
+        for observer in reversed(observers):
+            stack.callback(tell, observer)

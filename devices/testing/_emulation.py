@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from devices import _observing
 from devices._backend import Group
-from devices.algorithms.observed import Called
+from devices._observer import Called, Ended, Observer
 from devices.catalogue import Target, load
 from devices.errors import UnsupportedError
 from devices.fabric.mark import caller
@@ -61,20 +61,17 @@ def emulate(
     ['all_reduce']
     """
     emulation = Emulation(load(target, lnc=lnc), compose=compose, enforce=enforce, device_tensors=device_tensors)
-    before = _observing.observe(emulation)
-    try:
+    with _observing.observe(emulation):
         if dist.is_initialized():
             emulation.check_world(dist.get_world_size())
         rank = dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
         with emulation.rank(rank):
             yield emulation
-    finally:
-        _observing.observe(before)
 
 
 @final
-class Emulation:
-    """A target that a program runs as if on. An `Observer`.
+class Emulation(Observer):
+    """A target that a program runs as if on.
 
     Args:
         target: from the catalogue.
@@ -82,6 +79,8 @@ class Emulation:
         enforce: whether what is refused is raised.
         device_tensors: whether the target's type of device is there.
     """
+
+    is_innermost_only = True
 
     def __init__(self, target: Target, *, compose: bool, enforce: bool, device_tensors: bool) -> None:
         self.target = target
@@ -169,7 +168,10 @@ class Emulation:
             hint = "torch's own verbs are not composed" if self._compose else "compose=True allows devices' own verbs"
             self._refuse(f"{call.group}: {call.verb}", call.verb, dtype, said, size, hint)
 
-    def ended(self, call: Called) -> None:
+    def ended(self, ended: Ended) -> None:
+        call = ended.call
+        if not call.is_async:
+            return
         streams = self._streams[call.group.ranks[call.group.rank]]
         streams[call.group.name] -= 1
         if not streams[call.group.name]:

@@ -8,8 +8,8 @@ from source_files import CORE, PLUGINS, ROOT, attribute_chains, imports, module_
 # Each part of `devices` imports from its own row and from those above it.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("_store", "_backend", "_flight", "_flight_files", "_work"),
-    ("_hookspecs", "_probe", "_probe_per_host", "_registry", "_torch"),
+    ("_store", "_backend", "_flight", "_flight_files", "_observer", "_work"),
+    ("_hookspecs", "_plugin", "_answers", "_survey", "_once_per_host", "_roster", "_registry", "_torch"),
     ("algorithms", "fabric", "topology", "catalogue", "_process_group"),
     ("domains",),
     (
@@ -36,7 +36,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_world",
     ),
     ("_terminal",),
-    ("testing", "_doctor", "_doctor_view", "_probe_child", "__main__"),
+    ("testing", "_doctor", "_doctor_view", "_survey_child", "__main__"),
 )
 ROW = {part: row for row, parts in enumerate(ORDER) for part in parts}
 PUBLIC = {"devices", "devices.errors", "devices.testing"}
