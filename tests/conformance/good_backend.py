@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from posts import Folder, Hall, Post
 
-from devices import Backend, Capabilities, Communicator, Device, Group, Link, Message, Probe, hookimpl
+from devices import Backend, Capabilities, Communicator, Device, Group, Link, Message, Probe
 
 Tensor = torch.Tensor
 
@@ -53,6 +53,7 @@ class Arriving:
         self, mail: Mail, verb: str, names: Sequence[str], finish: Callable[[list[Tensor]], object] = lambda _: None
     ) -> None:
         self.mail, self.verb, self.names, self.finish = mail, verb, names, finish
+        self.deadline = mail.deadline()
         self.lock = threading.Lock()
         self.is_done = False
         self.error: Exception | None = None
@@ -63,7 +64,7 @@ class Arriving:
                 raise self.error
             if not self.is_done:
                 try:
-                    self.finish(self.mail.await_letters(self.verb, self.names))
+                    self.finish(self.mail.await_letters(self.verb, self.names, self.deadline))
                 except Exception as error:
                     self.error = error
                     raise
@@ -137,8 +138,8 @@ class Mail(Communicator):
     def deadline(self) -> float:
         return time.monotonic() + self.group.timeout.total_seconds()
 
-    def await_letters(self, verb: str, names: Sequence[str]) -> list[Tensor]:
-        deadline, found = self.deadline(), []
+    def await_letters(self, verb: str, names: Sequence[str], deadline: float) -> list[Tensor]:
+        found = []
         for name in names:
             while not self.post.has(name):
                 self.rest(verb, f"rank {name.split()[0]}", deadline)
@@ -309,8 +310,3 @@ class FolderBackend(MailBackend):
     name = "mail_by_folder"
     thread_ranks = False
     post = Folder
-
-
-@hookimpl
-def devices_backend() -> FolderBackend:
-    return FolderBackend()

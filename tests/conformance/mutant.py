@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from good_backend import Arriving, Mail, MailBackend
+from good_backend import Arriving, FolderBackend, Mail, MailBackend
 
 T = TypeVar("T", bound=type)
 
@@ -21,12 +21,14 @@ class Mutant:
         check: the name of the check that must find it.
         backend: the broken backend.
         ranks: "threads" or "processes".
+        seconds: how long a run on processes may take.
     """
 
     name: str
     check: str
     backend: type[MailBackend]
     ranks: str = "threads"
+    seconds: float = 10.0
 
 
 MUTANTS: dict[str, Mutant] = {}
@@ -39,16 +41,17 @@ def caught_by(check: str, *, ranks: str = "threads") -> Callable[[T], T]:
     def register(kind: T) -> T:
         name = " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*|[a-z_0-9]+", kind.__name__)).lower()
         assert name not in MUTANTS, f"two mutants are named {name!r}"
-        MUTANTS[name] = Mutant(name, check, backend_of(kind), ranks)
+        MUTANTS[name] = Mutant(name, check, backend_of(kind, ranks), ranks)
         return kind
 
     return register
 
 
-def backend_of(kind: type) -> type[MailBackend]:
+def backend_of(kind: type, ranks: str) -> type[MailBackend]:
     """Return the good backend, but for the part that `kind` is made for."""
     if issubclass(kind, MailBackend):
         return kind
     communicator = kind if issubclass(kind, Mail) else type("Broken", (Mail,), {"arriving": kind})
     assert issubclass(kind, (Mail, Arriving))
-    return type("BrokenBackend", (MailBackend,), {"communicator": communicator})
+    good = FolderBackend if ranks == "processes" else MailBackend
+    return type("BrokenBackend", (good,), {"communicator": communicator})

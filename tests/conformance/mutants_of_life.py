@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 
-from good_backend import Arriving, FolderBackend, Mail, MailBackend, Tensor
+from good_backend import Arriving, Mail, MailBackend, Tensor
 from mutant import caught_by
 from posts import Hall
 
@@ -113,9 +113,9 @@ class AbortTwiceIsAnError(Mail):
 
 @caught_by("life.*")
 class AbortWaitsForTheVerb(Mail):
-    def await_letters(self, verb: str, names: Sequence[str]) -> list[Tensor]:
+    def await_letters(self, verb: str, names: Sequence[str], deadline: float) -> list[Tensor]:
         with self.lock:
-            return super().await_letters(verb, names)
+            return super().await_letters(verb, names, deadline)
 
     def abort(self) -> None:
         # No longer than any test would look on.
@@ -241,24 +241,21 @@ class ThereAreNumbersForSoManyGroups(_Keeping):
 
 
 @caught_by("life.*dead*", ranks="processes")
-class ADeadPeerIsAwaitedForEver(FolderBackend):
-    class communicator(Mail):  # noqa: N801 - the name that the backend looks for
-        def deadline(self) -> float:
-            return time.monotonic() + 3600
+class ADeadPeerIsAwaitedForEver(Mail):
+    def deadline(self) -> float:
+        return time.monotonic() + 3600
 
 
 @caught_by("life.*fork*", ranks="processes")
-class AForkedProcessHangs(FolderBackend):
-    class communicator(Mail):  # noqa: N801 - the name that the backend looks for
-        def check(self, verb: str) -> None:
-            while os.getpid() != self.process:
-                time.sleep(0.1)
-            super().check(verb)
+class AForkedProcessHangs(Mail):
+    def check(self, verb: str) -> None:
+        while os.getpid() != self.process:
+            time.sleep(0.1)
+        super().check(verb)
 
 
 @caught_by("life.*fork*", ranks="processes")
-class AForkedProcessCleansUpForItsParent(FolderBackend):
-    class communicator(Mail):  # noqa: N801 - the name that the backend looks for
-        def close(self) -> None:
-            self.post.close()
-            self.is_closed = True
+class AForkedProcessCleansUpForItsParent(Mail):
+    def close(self) -> None:
+        self.post.close()
+        self.is_closed = True

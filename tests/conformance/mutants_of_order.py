@@ -53,8 +53,10 @@ class OnlyTheLastOfManyWaitsCounts(Mail):
         latest[verb] = names
         return names
 
-    def await_letters(self, verb: str, names: Sequence[str]) -> list[Tensor]:
-        return super().await_letters(verb, self.__dict__.get("latest", {}).get(verb, names) if names else names)
+    def await_letters(self, verb: str, names: Sequence[str], deadline: float) -> list[Tensor]:
+        return super().await_letters(
+            verb, self.__dict__.get("latest", {}).get(verb, names) if names else names, deadline
+        )
 
 
 class _Later(Arriving):
@@ -118,7 +120,7 @@ class _Latest:
         self.mail = mail
         self.post, self.is_aborted, self.is_closed = mail.post, False, False
 
-    def await_letters(self, verb: str, names: Sequence[str]) -> list[Tensor]:
+    def await_letters(self, verb: str, names: Sequence[str], deadline: float) -> list[Tensor]:
         found = []
         for name in names:
             source, tag, _ = name.split()
@@ -127,7 +129,7 @@ class _Latest:
             time.sleep(0.02)
             later = [f"{source} {tag} {at}" for at in reversed(range(number + 8))]
             there = [each for each in later if self.post.has(each)]
-            found += self.mail.await_letters(verb, there[:1] or [name])
+            found += self.mail.await_letters(verb, there[:1] or [name], deadline)
         return found
 
 

@@ -1,0 +1,68 @@
+"""The kit against backends that are broken on purpose: each is caught, by the check that is for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from good_backend import FolderBackend, MailBackend
+from mutants import MUTANTS, Mutant
+
+from devices.testing.conformance.kit import CHECKS, conform, run_check
+from devices.testing.conformance.subject import subject
+
+KNOWN = {check.name for check in CHECKS}
+
+SECONDS = 1.5
+"""How long a mutant is waited for: those that hang are to be caught by that."""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install the plugin that ranks which are processes find."""
+    metadata = tmp_path / "conformance_mail-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: conformance-mail\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[devices]\nmail = mail_plugin\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def failures(mutant: Mutant) -> list[str]:
+    """Return what the mutant's check says of it."""
+    [check] = [check for check in CHECKS if check.name == mutant.check]
+    patience = SECONDS if mutant.ranks == "threads" else mutant.seconds
+    outcome = run_check(check, replace(subject(mutant.backend(), ranks=mutant.ranks), timeout=patience))
+    return [failure.what for failure in outcome.tally.failed]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, mutant in MUTANTS.items() if mutant.ranks == "threads" and mutant.check in KNOWN]
+)
+def test_a_mutant_is_caught_by_its_check(name: str) -> None:
+    [what, *_] = failures(MUTANTS[name])
+    assert what.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize(
+    "name", [name for name, mutant in MUTANTS.items() if mutant.ranks == "processes" and mutant.check in KNOWN]
+)
+def test_a_mutant_whose_ranks_are_processes_is_caught_by_its_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONFORMANCE_MUTANT", name)
+    [what, *_] = failures(MUTANTS[name])
+    assert what.strip()
+
+
+@pytest.mark.slow
+def test_the_good_backend_passes_on_threads() -> None:
+    report = conform(MailBackend())
+    assert {outcome.check.name: outcome.tally.failed for outcome in report.failed} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("plugin")
+def test_the_good_backend_passes_on_processes() -> None:
+    report = conform(FolderBackend(), ranks="processes", quick=True)
+    assert {outcome.check.name: outcome.tally.failed for outcome in report.failed} == {}
