@@ -97,7 +97,7 @@ class ArrivingFromAny:
                         self.arriving = self.mail.into("recv_any", {name: self.tensor})
                         break
             if self.arriving is None:
-                self.mail.rest("recv_any", "any rank", deadline)
+                self.mail.rest("recv_any", deadline)
         self.arriving.wait()
 
     def source(self) -> int:
@@ -142,18 +142,22 @@ class Mail(Communicator):
         found = []
         for name in names:
             while not self.post.has(name):
-                self.rest(verb, f"rank {name.split()[0]}", deadline)
+                self.rest(verb, deadline, int(name.split()[0]), name)
             found.append(self.post.take(name))
         return found
 
-    def rest(self, verb: str, awaited: str, deadline: float) -> None:
+    def rest(self, verb: str, deadline: float, peer: int | None = None, name: str = "") -> None:
         """Let a moment pass, unless there is no sense in waiting any more."""
         if self.is_aborted:
             raise RuntimeError(f"{self.group}: the group was aborted, {verb} with it")
         if self.is_closed:
             raise RuntimeError(f"{self.group}: the group was closed, {verb} was waiting")
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{self.group}: nothing came from {awaited} within {self.group.timeout}")
+            who = "any rank" if peer is None else f"rank {peer}"
+            raise TimeoutError(f"{self.group}: nothing came from {who} within {self.group.timeout}")
+        # What it sent before it went is there by now.
+        if peer is not None and not self.post.is_alive(peer) and not self.post.has(name):
+            raise RuntimeError(f"{self.group}: rank {peer} is dead or has left, and {verb} waits for it")
         self.post.pause()
 
     def check(self, verb: str) -> None:
@@ -265,9 +269,9 @@ class Mail(Communicator):
         self.post.wake()
 
     def close(self) -> None:
-        if not self.is_closed and os.getpid() == self.process:
+        was_closed, self.is_closed = self.is_closed, True
+        if not was_closed and os.getpid() == self.process:
             self.post.close()
-        self.is_closed = True
 
 
 class MailBackend(Backend):

@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from good_backend import Arriving, Mail, MailBackend, Tensor
 from mutant import caught_by
-from posts import Hall
+from posts import Hall, Post
 
-from devices import Communicator, Group, Message
+from devices import Communicator, Group
 from devices.errors import UnsupportedError
 
 # Errors.
 
 
-@caught_by("life.*")
+@caught_by("life.aborted")
 class ErrorsAreSwallowed(Arriving):
     def wait(self) -> None:
         try:
@@ -27,71 +28,47 @@ class ErrorsAreSwallowed(Arriving):
             self.error = None
 
 
-@caught_by("life.*")
-class ErrorsAreRaisedOnceOnly(Arriving):
-    def wait(self) -> None:
-        try:
-            super().wait()
-        except Exception:
-            self.error, self.is_done = None, True
-            raise
-
-
-@caught_by("life.*")
+@caught_by("life.late_peer")
 class TheTimeoutIsIgnored(Mail):
     def deadline(self) -> float:
         return time.monotonic() + 3600
 
 
-@caught_by("life.*")
+@caught_by("life.late_peer")
 class TheTimeoutIsAnHourWhateverWasAsked(MailBackend):
     def open(self, group: Group) -> Communicator:
         longer = Group(group.ranks, group.rank, group.device, group.store, timedelta(hours=1), group.name)
         return super().open(longer)
 
 
-@caught_by("life.*")
+@caught_by("life.late_peer")
 class ALatePeerIsNoTimeoutError(Mail):
-    def rest(self, verb: str, awaited: str, deadline: float) -> None:
+    def rest(self, verb: str, deadline: float, peer: int | None = None, name: str = "") -> None:
         try:
-            super().rest(verb, awaited, deadline)
+            super().rest(verb, deadline, peer, name)
         except TimeoutError:
             raise RuntimeError("something went wrong") from None
 
 
-@caught_by("life.*")
+@caught_by("life.late_peer")
 class ALatePeerEndsTheProgram(Mail):
-    def rest(self, verb: str, awaited: str, deadline: float) -> None:
+    def rest(self, verb: str, deadline: float, peer: int | None = None, name: str = "") -> None:
         try:
-            super().rest(verb, awaited, deadline)
+            super().rest(verb, deadline, peer, name)
         except TimeoutError:
             raise SystemExit(1) from None
-
-
-@caught_by("life.*")
-class MessagesOfAnotherSizeAreTakenAsTheyAre(Mail):
-    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Arriving:
-        arriving = super().exchange(sends, recvs)
-
-        def copy(letters: list[Tensor]) -> None:
-            for message, letter in zip(recvs, letters, strict=True):
-                both = min(letter.numel(), message.tensor.numel())
-                message.tensor[:both] = letter[:both]
-
-        arriving.finish = copy
-        return arriving
 
 
 # The end of a group.
 
 
-@caught_by("life.*")
+@caught_by("life.aborted")
 class AbortDoesNothing(Mail):
     def abort(self) -> None:
         pass
 
 
-@caught_by("life.*")
+@caught_by("life.aborted_by_a_thread")
 class AbortIsForTheNextVerb(Mail):
     # What is waiting already goes on waiting.
     def abort(self) -> None:
@@ -103,7 +80,39 @@ class AbortIsForTheNextVerb(Mail):
         super().check(verb)
 
 
-@caught_by("life.*")
+_of_a_rank: dict[int, weakref.WeakSet[Mail]] = {}
+
+
+class _Related(Mail):
+    """Knows all that its rank has opened."""
+
+    @property
+    def relatives(self) -> list[Mail]:
+        return [mail for mail in self.siblings if mail is not self]
+
+    def __init__(self, group: Group, post: Post) -> None:
+        super().__init__(group, post)
+        self.siblings = _of_a_rank.setdefault(threading.get_ident(), weakref.WeakSet())
+        self.siblings.add(self)
+
+
+@caught_by("life.aborted")
+class AbortingOneGroupAbortsTheOthers(_Related):
+    def abort(self) -> None:
+        super().abort()
+        for mail in self.relatives:
+            Mail.abort(mail)
+
+
+@caught_by("life.closed")
+class ClosingOneGroupClosesTheOthers(_Related):
+    def close(self) -> None:
+        super().close()
+        for mail in self.relatives:
+            Mail.close(mail)
+
+
+@caught_by("life.aborted")
 class AbortTwiceIsAnError(Mail):
     def abort(self) -> None:
         if self.is_aborted:
@@ -111,7 +120,7 @@ class AbortTwiceIsAnError(Mail):
         super().abort()
 
 
-@caught_by("life.*")
+@caught_by("life.aborted_by_a_thread")
 class AbortWaitsForTheVerb(Mail):
     def await_letters(self, verb: str, names: Sequence[str], deadline: float) -> list[Tensor]:
         with self.lock:
@@ -123,14 +132,6 @@ class AbortWaitsForTheVerb(Mail):
         super().abort()
         if with_lock:
             self.lock.release()
-
-
-@caught_by("life.*")
-class CloseTwiceIsAnError(Mail):
-    def close(self) -> None:
-        if self.is_closed:
-            raise RuntimeError("closed already")
-        super().close()
 
 
 class _ForgetfulHall(Hall):
@@ -148,12 +149,12 @@ class _ForgetfulHall(Hall):
         super().close()
 
 
-@caught_by("life.*")
+@caught_by("life.last_message")
 class CloseLosesWhatWasSent(MailBackend):
     post = _ForgetfulHall
 
 
-@caught_by("life.*")
+@caught_by("life.closed_alone")
 class CloseWaitsForAllRanks(Mail):
     def close(self) -> None:
         if not self.is_closed and not self.is_aborted:
@@ -161,33 +162,11 @@ class CloseWaitsForAllRanks(Mail):
         super().close()
 
 
-@caught_by("life.*")
-class VerbsGoOnAfterClose(Mail):
-    def check(self, verb: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-@caught_by("life.*")
+@caught_by("life.closed")
 class CloseRaises(Mail):
     def close(self) -> None:
         super().close()
         raise RuntimeError("the post is on strike")
-
-
-@caught_by("life.*")
-class AGroupCanBeOpenedOnce(MailBackend):
-    # A second group of the same ranks is refused as long as the process lives.
-    opened: set[tuple[tuple[int, ...], int]] = set()  # noqa: RUF012
-
-    def open(self, group: Group) -> Communicator:
-        key = group.ranks, group.rank
-        if key in self.opened and len(group.ranks) == 2:
-            raise RuntimeError(f"{group}: these ranks have a group already")
-        self.opened.add(key)
-        return super().open(group)
 
 
 # What is kept.
@@ -206,28 +185,39 @@ class _Keeping(MailBackend):
         raise NotImplementedError
 
 
-@caught_by("life.*leak*")
+@caught_by("life.leaks_of_groups")
 class EachGroupKeepsAFileOpen(_Keeping):
     def keep(self, group: Group) -> None:
         os.open(os.devnull, os.O_RDONLY)
 
 
-@caught_by("life.*leak*")
+@caught_by("life.leaks_of_groups")
 class EachGroupKeepsAThread(_Keeping):
     def keep(self, group: Group) -> None:
         threading.Thread(target=time.sleep, args=(20,), daemon=True).start()
 
 
 _kept: list[bytes] = []
+_letters: list[Tensor] = []
 
 
-@caught_by("life.*leak*")
+@caught_by("life.leaks_of_groups")
 class EachGroupKeepsMemory(_Keeping):
     def keep(self, group: Group) -> None:
         _kept.append(b"x" * (64 << 10))
 
 
-@caught_by("life.*leak*")
+@caught_by("life.leaks_of_verbs")
+class EachBroadcastKeepsItsLetter(Mail):
+    def into(self, verb: str, targets: Mapping[str, Tensor]) -> Arriving:
+        arriving = super().into(verb, targets)
+        if verb == "broadcast":
+            finish = arriving.finish
+            arriving.finish = lambda letters: (finish(letters), _letters.extend(letters))
+        return arriving
+
+
+@caught_by("life.leaks_of_groups")
 class ThereAreNumbersForSoManyGroups(_Keeping):
     count_opened = 0
 
@@ -240,13 +230,16 @@ class ThereAreNumbersForSoManyGroups(_Keeping):
 # What only processes have.
 
 
-@caught_by("life.*dead*", ranks="processes")
+@caught_by("life.dead_peer", ranks="processes")
 class ADeadPeerIsAwaitedForEver(Mail):
     def deadline(self) -> float:
         return time.monotonic() + 3600
 
+    def rest(self, verb: str, deadline: float, peer: int | None = None, name: str = "") -> None:
+        super().rest(verb, deadline)
 
-@caught_by("life.*fork*", ranks="processes")
+
+@caught_by("life.fork", ranks="processes")
 class AForkedProcessHangs(Mail):
     def check(self, verb: str) -> None:
         while os.getpid() != self.process:
@@ -254,8 +247,9 @@ class AForkedProcessHangs(Mail):
         super().check(verb)
 
 
-@caught_by("life.*fork*", ranks="processes")
+@caught_by("life.fork", ranks="processes")
 class AForkedProcessCleansUpForItsParent(Mail):
     def close(self) -> None:
-        self.post.close()
-        self.is_closed = True
+        was_closed, self.is_closed = self.is_closed, True
+        if not was_closed:
+            self.post.close()

@@ -142,7 +142,7 @@ class SendWaitsForItsReceiver(Mail):
             name = self.ticket(self.rank, message.peer, message.tag)
             self.post.put(message.peer, name, message.tensor)
             while (message.peer, name) in self.post._room.letters:  # type: ignore[attr-defined]
-                self.rest("exchange", f"rank {message.peer}", deadline)
+                self.rest("exchange", deadline)
         return self.into("exchange", {self.ticket(to.peer, self.rank, to.tag): to.tensor for to in recvs})
 
 
@@ -237,7 +237,7 @@ class ReceivingKeepsOtherThreadsFromSending(Mail):
         lock = self.__dict__.setdefault("one", threading.Lock())
         deadline = self.deadline()
         while not lock.acquire(timeout=0.01):
-            self.rest("exchange", "another thread", deadline)
+            self.rest("exchange", deadline)
         try:
             arriving = super().exchange(sends, recvs)
             arriving.wait()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import shutil
 import tempfile
 import threading
@@ -28,6 +30,9 @@ class Post(Protocol):
 
     def pause(self) -> None:
         """Let a moment pass, or less if a letter comes."""
+
+    def is_alive(self, rank: int) -> bool:
+        """Return whether a rank is neither dead nor through with the group, as far as can be known."""
 
     def wake(self) -> None:
         """End the pauses of this rank's threads."""
@@ -79,6 +84,9 @@ class Hall:
         with self._room.changed:
             self._room.changed.wait(0.005)
 
+    def is_alive(self, rank: int) -> bool:
+        return True
+
     def wake(self) -> None:
         with self._room.changed:
             self._room.changed.notify_all()
@@ -94,10 +102,14 @@ class Folder:
 
     def __init__(self, group: Group) -> None:
         if group.rank == 0:
-            group.store.set("mail/folder", tempfile.mkdtemp(prefix="devices-mail-"))
+            group.store.set("mail/folder", tempfile.mkdtemp(prefix="devices-mail-", dir=os.environ.get("TMPDIR")))
         self._folder = Path(group.store.get("mail/folder"))
         self._mine = self._folder / str(group.rank)
         self._mine.mkdir()
+        # Whoever dies lets go of the lock on its file.
+        self._alive = [os.open(self._folder / f"{rank} alive", os.O_RDWR | os.O_CREAT) for rank in range(group.size)]
+        self._rank = group.rank
+        fcntl.flock(self._alive[group.rank], fcntl.LOCK_EX)
         if group.store.add("mail/inside", 1) == group.size:
             group.store.set("mail/complete", True)
         group.store.get("mail/complete")
@@ -118,10 +130,21 @@ class Folder:
     def pause(self) -> None:
         time.sleep(0.0005)
 
+    def is_alive(self, rank: int) -> bool:
+        try:
+            fcntl.flock(self._alive[rank], fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self._alive[rank], fcntl.LOCK_UN)
+        return False
+
     def wake(self) -> None:
         """Do nothing: pauses are short."""
 
     def close(self) -> None:
+        for file in self._alive:
+            os.close(file)
         shutil.rmtree(self._mine, ignore_errors=True)
+        (self._folder / f"{self._rank} alive").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self._folder.rmdir()  # only the last to leave can

@@ -26,6 +26,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: conformance-mail\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("[devices]\nmail = mail_plugin\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
 
 
 def failures(mutant: Mutant) -> list[str]:
