@@ -15,6 +15,7 @@ from devices.errors import did_you_mean
 _COMMANDS = {
     "doctor": "say what is installed, what is here, what `auto` would choose, and what is broken",
     "check": "run a torchrun program on thread ranks, and list what in it is bound to a vendor or refused by a target",
+    "flight": "print what the flight recorders of a program's ranks left: who called what when, and who is behind",
 }
 
 
@@ -37,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return _doctor(as_json=known.json) if known.command == "doctor" else _check(known, [*unknown, *after])
+        if known.command == "doctor":
+            return _doctor(as_json=known.json)
+        return _flight(known) if known.command == "flight" else _check(known, [*unknown, *after])
     except BrokenPipeError:
         # The reader, `head` say, has seen enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,7 +78,19 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     check.add_argument("--timeout", type=float, default=600.0, help="seconds that it may take (600)")
     check.add_argument("--json", action="store_true", help="print all of it as JSON")
     check.add_argument("script", help="the program; what follows it and is no option above are its own arguments")
-    return parser, ["--help", "--version", "--json", "--target", "--ranks", "--timeout"]
+    flight = commands.add_parser(
+        "flight",
+        help=_COMMANDS["flight"],
+        description="Print what the flight recorders of a program's ranks left in the folder that DEVICES_FLIGHT "
+        "named: the calls of all ranks side by side, and which rank is behind, called something else, or failed.",
+        epilog="Exit status: 0 if nothing is wrong, 1 if something is, 2 if the files cannot be read.",
+        allow_abbrev=False,
+    )
+    flight.add_argument("--trace", metavar="FILE", help="write a trace there, for ui.perfetto.dev or chrome://tracing")
+    flight.add_argument("--last", type=int, default=40, metavar="N", help="how many calls to print, the last (40)")
+    flight.add_argument("folder", help="the folder")
+    options = ["--help", "--version", "--json", "--target", "--ranks", "--timeout", "--trace", "--last"]
+    return parser, options
 
 
 def _doctor(*, as_json: bool) -> int:
@@ -117,6 +132,27 @@ def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         _check_view.show(checked, sys.stdout)
     sys.stdout.flush()
     return 0 if checked.is_portable else 1
+
+
+def _flight(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from devices import _flight_read, _flight_trace, _flight_view
+    from devices.errors import DevicesError
+
+    try:
+        if options.last < 1:
+            raise DevicesError(f"--last {options.last}: at least one call is to be printed")
+        found = _flight_read.read(Path(options.folder))
+        if options.trace:
+            _flight_trace.write(found, Path(options.trace))
+    except (DevicesError, OSError) as error:
+        print(f"devices flight: {error}", file=sys.stderr)
+        return 2
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    is_well = _flight_view.show(found, options.last, sys.stdout)
+    sys.stdout.flush()
+    return 0 if is_well else 1
 
 
 if __name__ == "__main__":

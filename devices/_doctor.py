@@ -123,6 +123,7 @@ def _switches() -> list[dict[str, str]]:
     meanings = {
         "DEVICES_BACKEND": "what `auto` means",
         "DEVICES_PLUGINS": "the only plugins that are loaded",
+        "DEVICES_FLIGHT": "the folder that each rank's flight recorder writes a file to",
         "DEVICES_NO_PICKLE": "1 makes our process group refuse torch's object collectives, which pickle",
         _AUTOLOAD: (
             'all but 1 keeps torch from registering "devices" by itself; `import devices` before '

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn, final
 
 from devices._backend import Group, Pending, PendingFrom
-from devices._flight import VERB, GroupRecorder, Record, end
+from devices._flight import ENDED, VERB, GroupRecorder, Record, end
 from devices.errors import CollectiveError, CollectiveTimeoutError, DevicesError
 
 
@@ -71,7 +71,8 @@ class Started:
                     self._pending.wait()
                     if self._finish is not None:
                         self._finish()
-                    end(self._record)
+                    if not self._record[ENDED]:
+                        end(self._record)
                 except Exception as error:
                     try:
                         fail(self._flight, self._record, error)
@@ -83,7 +84,10 @@ class Started:
                 raise self._error
 
     def is_completed(self) -> bool:
-        return self._is_done or self._pending.is_completed()
+        is_done = self._is_done or self._pending.is_completed()
+        if is_done and not self._record[ENDED]:
+            end(self._record)
+        return is_done
 
 
 @final

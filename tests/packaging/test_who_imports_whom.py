@@ -36,7 +36,16 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_world",
     ),
     ("_terminal",),
-    ("testing", "_doctor", "_doctor_view", "_survey_child", "__main__"),
+    (
+        "testing",
+        "_doctor",
+        "_doctor_view",
+        "_flight_read",
+        "_flight_trace",
+        "_flight_view",
+        "_survey_child",
+        "__main__",
+    ),
 )
 ROW = {part: row for row, parts in enumerate(ORDER) for part in parts}
 PUBLIC = {"devices", "devices.errors", "devices.testing"}
