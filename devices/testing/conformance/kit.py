@@ -11,11 +11,16 @@ from typing import final
 
 from devices._backend import Backend
 from devices.errors import ArgumentError, did_you_mean
-from devices.testing.conformance import order, under_way
+from devices.testing.conformance import order, random_programs, under_way, verbs
 from devices.testing.conformance.check import Broken, Check, Outcome, Skipped, Tally
 from devices.testing.conformance.subject import Subject, subject
 
-CHECKS: tuple[Check, ...] = (*order.CHECKS, *under_way.CHECKS)
+CHECKS: tuple[Check, ...] = (
+    *verbs.CHECKS,
+    *random_programs.CHECKS,
+    *order.CHECKS,
+    *under_way.CHECKS,
+)
 """Every law, in the order in which they are looked at."""
 
 

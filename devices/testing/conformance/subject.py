@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 from devices import _registry
@@ -36,6 +36,7 @@ class Subject:
         quick: whether to draw fewer of them.
         stands_in: whether the threads are those of `devices.testing` itself, not the backend's.
         timeout: seconds that one run on ranks may take, unless its law says otherwise.
+        kept: what checks have found out already and share.
     """
 
     backend: Backend
@@ -47,6 +48,7 @@ class Subject:
     quick: bool = False
     stands_in: bool = False
     timeout: float = 60.0
+    kept: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -103,7 +105,9 @@ class Subject:
             raise Broken(broken.what, program_of(law, self.name, size, *args)) from broken.__cause__
 
 
-def subject(backend: str | Backend, *, ranks: str | None = None, seed: int = 0, quick: bool = False) -> Subject:
+def subject(
+    backend: str | Backend, *, ranks: str | None = None, seed: int = 0, quick: bool = False, timeout: float = 60.0
+) -> Subject:
     """Return the subject that a backend is.
 
     Args:
@@ -111,6 +115,7 @@ def subject(backend: str | Backend, *, ranks: str | None = None, seed: int = 0, 
         ranks: "threads" or "processes"; threads if the backend can, unless said.
         seed: random programs are drawn from it.
         quick: whether to draw fewer of them.
+        timeout: seconds that one run on ranks may take, unless its law says otherwise.
 
     Raises:
         DevicesError: no plugin provides it, its hardware is not here, or it cannot have such ranks.
@@ -132,7 +137,7 @@ def subject(backend: str | Backend, *, ranks: str | None = None, seed: int = 0, 
     # Ranks that share a device would be refused by most hardware.
     most = max(SIZES) if devices[0].type == "cpu" else len(devices)
     sizes = tuple(size for size in SIZES if size <= most and (size == 1 or capabilities.allows_group_of(size)))
-    return Subject(found, devices[0], capabilities, ranks, sizes, seed, quick, ranks == "threads" and is_own)
+    return Subject(found, devices[0], capabilities, ranks, sizes, seed, quick, ranks == "threads" and is_own, timeout)
 
 
 def _told(error: BaseException) -> str:
