@@ -11,11 +11,12 @@ from typing import final
 
 from devices._backend import Backend
 from devices.errors import ArgumentError, did_you_mean
-from devices.testing.conformance import order, random_programs, under_way, verbs
+from devices.testing.conformance import hosts, order, random_programs, under_way, verbs
 from devices.testing.conformance.check import Broken, Check, Outcome, Skipped, Tally
 from devices.testing.conformance.subject import Subject, subject
 
 CHECKS: tuple[Check, ...] = (
+    *hosts.CHECKS,
     *verbs.CHECKS,
     *random_programs.CHECKS,
     *order.CHECKS,

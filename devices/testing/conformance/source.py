@@ -6,6 +6,11 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from devices._backend import Backend
 
 _IMPORTS = {
     "contextlib": "import contextlib",
@@ -57,3 +62,36 @@ def program_of(law: Callable[..., None], backend: str, size: int, *args: object)
 def in_words(size: int) -> list[str]:
     """Return the first lines of a program: how to run it."""
     return [f"# torchrun --nproc-per-node={size} program.py", "# Its exit status is 1 where the backend is wrong."]
+
+
+def host_program(law: Callable[..., None], backend: Backend) -> str:
+    """Return the program whose exit status says whether `law(backend)` holds."""
+    kind = type(backend)
+    plugins = [plugin for plugin in entry_points(group="devices") if plugin.module == kind.__module__]
+    if plugins:
+        found = [
+            f"[plugin] = entry_points(group='devices', name={plugins[0].name!r})",
+            "offered = plugin.load().devices_backend()",
+            "offered = offered if isinstance(offered, (list, tuple)) else [offered]",
+            f"backend = next(each for each in offered if each.name == {backend.name!r})",
+        ]
+        imports = ["from importlib.metadata import entry_points"]
+    else:
+        imports = [f"import {kind.__module__}"]
+        found = [f"backend = {kind.__module__}.{kind.__qualname__}()"]
+    source = textwrap.dedent(inspect.getsource(law)).strip()
+    return "\n".join(
+        [
+            "# python program.py",
+            "# Its exit status is 1 where the backend is wrong.",
+            *imports,
+            "",
+            "",
+            source,
+            "",
+            "",
+            *found,
+            f"{law.__name__}(backend)",
+            "",
+        ]
+    )

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from devices import _registry
 from devices._backend import Backend, Capabilities, Device
-from devices.errors import ArgumentError, BackendUnavailableError, DevicesError, RankFailedError
+from devices.errors import ArgumentError, BackendUnavailableError, DevicesError, PluginError, RankFailedError
 from devices.testing.conformance.check import Broken, Skipped
 from devices.testing.conformance.source import program_of
 
@@ -130,10 +130,15 @@ def subject(
             f"backend {found.name!r} does not say that its ranks may be threads (Backend.thread_ranks); "
             "let them be processes"
         )
-    devices = found.devices()
-    if not devices:
+    try:
+        devices = found.devices()
+        capabilities = found.capabilities(devices[0]) if devices else None
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"backend {found.name!r}: listing its devices and capabilities raised {type(error).__name__}: {error}"
+        ) from error
+    if capabilities is None:
         raise BackendUnavailableError(f"backend {found.name!r} lists no device on this host")
-    capabilities = found.capabilities(devices[0])
     # Ranks that share a device would be refused by most hardware.
     most = max(SIZES) if devices[0].type == "cpu" else len(devices)
     sizes = tuple(size for size in SIZES if size <= most and (size == 1 or capabilities.allows_group_of(size)))
