@@ -9,7 +9,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from devices import __version__, _autoload, _registry
+from devices import __version__, _autoload, _registry, catalogue
 from devices._backend import Group
 from devices._roster import Plugin
 from devices._store import Store
@@ -124,6 +124,7 @@ def _switches() -> list[dict[str, str]]:
         "DEVICES_BACKEND": "what `auto` means",
         "DEVICES_PLUGINS": "the only plugins that are loaded",
         "DEVICES_FLIGHT": "the folder that each rank's flight recorder writes a file to",
+        "DEVICES_OBSERVERS": "plugins whose observers hear of every collective",
         "DEVICES_NO_PICKLE": "1 makes our process group refuse torch's object collectives, which pickle",
         _AUTOLOAD: (
             'all but 1 keeps torch from registering "devices" by itself; `import devices` before '
@@ -140,7 +141,7 @@ def _switches() -> list[dict[str, str]]:
 def _problems(torch: dict[str, Any], plugins: list[dict[str, Any]], auto: dict[str, Any]) -> list[str]:
     problems = [plugin["error"] for plugin in plugins if plugin["error"]]
     problems += [backend["error"] for plugin in plugins for backend in plugin["backends"] if backend["error"]]
-    problems += [str(error) for error in _registry.hook_errors()]
+    problems += [str(error) for error in (*_registry.link_errors(), *catalogue.faults())]
     problems += _registry.unmatched_names()
     if auto["backend"] is None and auto["reason"].startswith("DEVICES_BACKEND="):
         problems.append(auto["reason"])

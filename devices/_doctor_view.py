@@ -53,6 +53,9 @@ def _plugins(plugins: list[dict[str, Any]]) -> RenderableType:
             table.add_row(Text(plugin["name"]), Text("broken", style="red"), origin, Text("see below"))
         elif not plugin["allowed"]:
             table.add_row(Text(plugin["name"]), Text("off"), origin, Text("DEVICES_PLUGINS does not allow it"))
+        elif not plugin["backends"]:
+            hooks = ", ".join(hook.removeprefix("devices_") for hook in plugin["hooks"])
+            table.add_row(Text(plugin["name"]), Text("there"), origin, Text(hooks))
         for backend in plugin["backends"]:
             table.add_row(Text(backend["name"]), *_state(backend, origin))
     return table

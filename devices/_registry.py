@@ -181,10 +181,10 @@ def targets() -> dict[str, list[dict[str, Any]] | PluginError]:
     return _of_plugins(TARGETS, "devices_targets")
 
 
-def hook_errors() -> tuple[PluginError, ...]:
-    """Return why plugins that are whole otherwise do not answer for their links or targets."""
-    asked = [_of_plugins(LINKS, "devices_links"), _of_plugins(TARGETS, "devices_targets")]
-    return tuple(said for each in asked for said in each.values() if isinstance(said, PluginError))
+def link_errors() -> tuple[PluginError, ...]:
+    """Return why plugins that are whole otherwise do not say what links they know of."""
+    said = _of_plugins(LINKS, "devices_links")
+    return tuple(each for each in said.values() if isinstance(each, PluginError))
 
 
 def observer(plugin: str) -> Observer:
@@ -207,7 +207,8 @@ def observer(plugin: str) -> Observer:
         if "devices_observer" not in loaded.hooks:
             raise PluginError(f"{who} has no hook `devices_observer`; it has {', '.join(loaded.hooks)}")
         try:
-            [found] = loaded.call("devices_observer")
+            # pluggy leaves out a None.
+            found = next(iter(loaded.call("devices_observer")), None)
         except (Exception, SystemExit) as error:
             raise PluginError(f"{who}: its hook `devices_observer` raised {words(error)}") from error
         if not isinstance(found, Observer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 from devices.catalogue.assembly import assemble
@@ -10,6 +10,9 @@ from devices.catalogue.figures import fault
 from devices.catalogue.reader import KINDS, SOURCES, Entry, read_entry, read_sources
 from devices.catalogue.targets import Target
 from devices.errors import TargetNotFoundError, did_you_mean
+
+Folder = Path | Mapping[str, str]
+"""A folder of entries; or the text of each file that one would hold, by its name."""
 
 
 class Catalogue:
@@ -21,24 +24,26 @@ class Catalogue:
         folders: an entry may be made of entries of any of them, and cite the sources of those before its own.
     """
 
-    def __init__(self, *folders: Path) -> None:
-        self._files: dict[str, tuple[Path, dict[str, str]]] = {}
+    def __init__(self, *folders: Folder) -> None:
+        self._files: dict[str, tuple[Path, dict[str, str], str | None]] = {}
         self._entries: dict[str, Entry] = {}
         self._targets: dict[tuple[str, int | None], Target] = {}
         sources: dict[str, str] = {}
         for folder in folders:
-            if (folder / SOURCES).exists():
-                own = read_sources(folder / SOURCES)
-                for key in own.keys() & sources.keys():
-                    fault(folder / SOURCES, "", key, "another folder has a source of that name")
-                sources = {**sources, **own}
-            for file in sorted(folder.glob("*.toml")):
+            files = _files(folder)
+            for file, text in files.items():
+                if file.name == SOURCES:
+                    own = read_sources(file, text)
+                    for key in own.keys() & sources.keys():
+                        fault(file, "", key, "another folder has a source of that name")
+                    sources = {**sources, **own}
+            for file, text in files.items():
                 if file.name == SOURCES:
                     continue
                 name = file.name.removesuffix(".toml")
                 if name in self._files:
                     fault(file, "", "", f"{self._files[name][0].parent.name} has an entry of that name")
-                self._files[name] = file, sources
+                self._files[name] = file, sources, text
 
     def names(self, kind: str | None = None) -> tuple[str, ...]:
         """Return the names of all targets, or of those of a kind: "chip", "machine" or "ultraserver"."""
@@ -48,6 +53,18 @@ class Catalogue:
             raise TargetNotFoundError(f"no kind of target {kind!r}{did_you_mean(kind, kinds)} (there are {known})")
         entries = (self._entry(name) for name in sorted(self._files))
         return tuple(entry.name for entry in entries if entry.kind in kinds and kind in (None, entry.kind))
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a target of that name or alias."""
+        return name in self._files or name in self._by_alias()
+
+    def check(self) -> None:
+        """Raise unless every entry is right."""
+        for name in self._files:
+            self._entry(name)
+        self._by_alias()
+        for name in self.names():
+            self.load(name)
 
     def load(self, name: str, *, lnc: int | None = None) -> Target:
         """Return the target of that name or alias.
@@ -66,6 +83,13 @@ class Catalogue:
     def _named(self, name: str) -> Entry:
         if name in self._files and self._entry(name).kind != "software":
             return self._entry(name)
+        known = self._by_alias()
+        if name not in known:
+            there = ", ".join(self.names())
+            raise TargetNotFoundError(f"no target named {name!r}{did_you_mean(name, known)} (there are {there})")
+        return known[name]
+
+    def _by_alias(self) -> dict[str, Entry]:
         known: dict[str, Entry] = {}
         for one in self.names():
             entry = self._entry(one)
@@ -73,10 +97,7 @@ class Catalogue:
                 if alias in known:
                     fault(entry.file, "", "aliases", f"{alias!r} is {known[alias].name} already")
                 known[alias] = entry
-        if name not in known:
-            there = ", ".join(self.names())
-            raise TargetNotFoundError(f"no target named {name!r}{did_you_mean(name, known)} (there are {there})")
-        return known[name]
+        return known
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
@@ -93,28 +114,8 @@ class Catalogue:
         return found
 
 
-@functools.cache
-def built_in() -> Catalogue:
-    """Return the catalogue that comes with `devices`."""
-    return Catalogue(Path(__file__).parent)
-
-
-def load(name: str, *, lnc: int | None = None) -> Target:
-    """Return a target that comes with `devices`.
-
-    >>> limits = load("trainium2").limits
-    >>> limits.ranks_per_chip, limits.memory_per_rank / 2**30, sorted(limits.reductions)
-    (4, 24.0, ['max', 'min', 'sum'])
-    >>> load("trainium2", lnc=1).limits.ranks_per_chip
-    8
-    """
-    return built_in().load(name, lnc=lnc)
-
-
-def names(kind: str | None = None) -> tuple[str, ...]:
-    """Return the names of the targets that come with `devices`.
-
-    >>> names("ultraserver")
-    ('trainium2-ultraserver', 'trainium3-ultraserver-gen1', 'trainium3-ultraserver-gen2')
-    """
-    return built_in().names(kind)
+def _files(folder: Folder) -> dict[Path, str | None]:
+    """Return the files of a folder, with the text of those that are none."""
+    if isinstance(folder, Path):
+        return dict.fromkeys(sorted(folder.glob("*.toml")))
+    return {Path("data") / name: text for name, text in sorted(folder.items())}

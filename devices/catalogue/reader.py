@@ -136,18 +136,18 @@ class Entry:
     rulings: Mapping[str, tuple[Figure, ...]]
 
 
-def read_sources(file: Path) -> dict[str, str]:
-    """Return what each source key stands for."""
-    found = _parse(file)
+def read_sources(file: Path, text: str | None = None) -> dict[str, str]:
+    """Return what each source key stands for; `text` is what the file would hold, where there is none."""
+    found = _parse(file, text)
     for key, text in found.items():
         if not isinstance(text, str) or not text.strip():
             fault(file, "", key, f"must be a text, not {text!r}")
     return found
 
 
-def read_entry(file: Path, sources: Mapping[str, str]) -> Entry:
-    """Return the entry that a file states; its name is the file's."""
-    found = _parse(file)
+def read_entry(file: Path, sources: Mapping[str, str], text: str | None = None) -> Entry:
+    """Return the entry that a file states, or would if there were one with that text; its name is the file's."""
+    found = _parse(file, text)
     name = file.name.removesuffix(".toml")
     if not re.fullmatch(r"[a-z0-9]+([.-][a-z0-9]+)*", name):
         fault(file, "", "", "the file's name must be lower-case letters, digits, '.' and '-'")
@@ -183,11 +183,13 @@ def read_entry(file: Path, sources: Mapping[str, str]) -> Entry:
     )
 
 
-def _parse(file: Path) -> dict[str, Any]:
+def _parse(file: Path, text: str | None) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8") if text is None else text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         fault(file, "", "", f"is no TOML: {error}")
+    except OSError as error:
+        fault(file, "", "", f"cannot be read: {error}")
 
 
 def _table(file: Path, found: Mapping[str, Any], key: str) -> Mapping[str, Any]:
