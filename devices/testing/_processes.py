@@ -12,7 +12,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, final
@@ -154,8 +154,12 @@ def run_outcomes(
     env: Mapping[str, str] | None = None,
     backend: str = "auto",
     in_pytest: InPytest | None = None,
+    mortal: Collection[int] = (),
 ) -> Outcomes:
-    """Run what `parcel` holds on `ranks` processes, all of which have ended when this returns or raises."""
+    """Run what `parcel` holds on `ranks` processes, all of which have ended when this returns or raises.
+
+    That a rank of `mortal` dies is no failure, and the others go on.
+    """
     from torch.distributed import TCPStore
 
     if not isinstance(ranks, int) or ranks < 1:
@@ -173,7 +177,7 @@ def run_outcomes(
             # A verb never gives up before the run's time is over, so that stacks are told, of all ranks.
             job = Job({**shared, **own}, str(Path.cwd()), backend, timeout + 60, parcel, in_pytest)
             started.append(_Rank(context, job))
-        failed = _collect(started, timeout)
+        failed = _collect(started, timeout, mortal)
         if not failed:
             _leave(started)
     finally:
@@ -284,7 +288,7 @@ class _Rank:
         self._process.close()
 
 
-def _collect(ranks: Sequence[_Rank], timeout: float) -> list[int]:
+def _collect(ranks: Sequence[_Rank], timeout: float, mortal: Collection[int]) -> list[int]:
     """Wait for the outcomes; return the ranks that failed, that first which is to be told first."""
     waiting = {each.end: rank for rank, each in enumerate(ranks)}
     failed: list[int] = []
@@ -293,7 +297,8 @@ def _collect(ranks: Sequence[_Rank], timeout: float) -> list[int]:
         ready = [waiting.pop(end) for end in wait(list(waiting), left) if isinstance(end, Connection)]
         for rank in sorted(ready):
             ranks[rank].receive()
-            if ranks[rank].outcome.how != "returned":
+            how = ranks[rank].outcome.how
+            if how != "returned" and not (how == "died" and rank in mortal):
                 deadline = min(deadline, time.monotonic() + _GRACE)
                 failed.append(rank)
     # What others raise since a rank died comes about as early as the news of its death.

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 _IMPORTS = {
     "contextlib": "import contextlib",
+    "datetime": "import datetime",
     "gc": "import gc",
     "itertools": "import itertools",
     "math": "import math",
     "os": "import os",
     "random": "import random",
+    "signal": "import signal",
     "sys": "import sys",
     "threading": "import threading",
     "time": "import time",
