@@ -75,10 +75,12 @@ class Tally:
         """Note what is wrong, and a program that shows it by itself."""
         self.failed.append(Failure(what, program))
 
-    def hold(self, subject: Subject, law: Callable[..., None], size: int, *args: object) -> bool:
+    def hold(
+        self, subject: Subject, law: Callable[..., None], size: int, *args: object, timeout: float | None = None
+    ) -> bool:
         """Run `law(world, *args)` on `size` ranks, and note what came of it; return whether it holds."""
         try:
-            subject.hold(law, size, *args)
+            subject.hold(law, size, *args, timeout=timeout)
         except Broken as broken:
             self.fail(broken.what, broken.program)
             return False

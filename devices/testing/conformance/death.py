@@ -10,7 +10,7 @@ from devices.testing._processes import run_outcomes
 from devices.testing._sending import pack
 from devices.testing.conformance.check import Failure
 
-_PROGRAM = '''\
+_PROGRAM = """\
 # python program.py
 # It starts {size} ranks, of which the last kills itself. Its exit status is 1 where the backend is wrong.
 import datetime
@@ -44,7 +44,7 @@ else:
     ]
     failed = [rank.wait(120) for rank in ranks][:-1]
     sys.exit(any(failed))
-'''
+"""
 
 
 def killed(backend: str, law: Callable[..., None], size: int, timeout: float = 90.0) -> Failure | None:

@@ -23,6 +23,7 @@ def law(
     messages: bool = False,
     dtypes: Sequence[str] = ("float32",),
     cases: Callable[[Subject], Sequence[tuple[object, ...]]] = lambda _: ((),),
+    timeout: float | None = None,
 ) -> Check:
     """Return the check that `function(world, *case)` raises nothing, on one world for each case.
 
@@ -34,6 +35,7 @@ def law(
         messages: whether a backend without messages between two ranks is right to refuse it.
         dtypes: what the function's tensors are of; a backend that does not have them is not looked at.
         cases: returns the cases for a subject.
+        timeout: seconds that one world may take; the subject's if not said.
     """
 
     def run(subject: Subject, tally: Tally) -> None:
@@ -46,7 +48,7 @@ def law(
             return
         for case in cases(subject):
             before = len(tally.failed)
-            tally.hold(subject, function, size, *case)
+            tally.hold(subject, function, size, *case, timeout=timeout)
             if len(tally.failed) > before:
                 if messages and NO_MESSAGES in tally.failed[-1].what:
                     tally.failed.pop()

@@ -26,6 +26,7 @@ _IMPORTS = {
     "time": "import time",
     "unittest": "import unittest",
     "warnings": "import warnings",
+    "Path": "from pathlib import Path",
     "np": "import numpy as np",
     "torch": "import torch",
     "dist": "import torch.distributed as dist",
