@@ -1,26 +1,65 @@
-"""What the arguments of a verb over flat tensors must be like: wrong ones are an error before anything is sent."""
+"""What a verb over flat tensors requires of its group and arguments: an error, before anything is sent."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import final
 
 import torch
 
 from devices._backend import Group
 from devices.algorithms.executor import COLLECTIVE_TAG
-from devices.errors import ArgumentError
+from devices.errors import ArgumentError, UnsupportedError, WorldError
 
 Tensor = torch.Tensor
 
 
 @final
 class Requirements:
-    """What a group, seen from one rank, requires of arguments. Each method raises `ArgumentError` for what is wrong."""
+    """What a group, seen from one rank, requires. All methods but `open` raise `ArgumentError` for what is wrong.
 
-    def __init__(self, group: Group) -> None:
+    Args:
+        group: the members.
+        dtypes: what its tensors may be of; none for whatever there is.
+
+    Attributes:
+        closed: why the group is closed; empty while it is open.
+    """
+
+    def __init__(self, group: Group, dtypes: AbstractSet[torch.dtype] = frozenset()) -> None:
         self._group = group
         self._size, self._rank = group.size, group.rank
+        # Bytes are what every transport carries, and within one rank nothing is carried at all.
+        self._dtypes = frozenset({*dtypes, torch.uint8} if dtypes and group.size > 1 else ())
+        self.closed = ""
+
+    def open(self, verb: str, dtype: torch.dtype | None = None) -> None:
+        """Raise unless the group is open, and its device has tensors of `dtype`.
+
+        Raises:
+            WorldError: it is closed.
+            UnsupportedError: the backend does not declare that dtype.
+        """
+        if self.closed:
+            raise WorldError(f"{self._group}: {verb} was called, but {self.closed}")
+        if self._dtypes and dtype is not None and dtype not in self._dtypes:
+            raise UnsupportedError(
+                f"{self._group}: {verb} of {dtype}: backend {self._group.device.backend!r} does not declare it; its "
+                f"dtypes are {', '.join(sorted(str(each).removeprefix('torch.') for each in self._dtypes))}"
+            )
+
+    def no_messages(self, verb: str, communicator: object) -> UnsupportedError:
+        """Return the error of a verb between two ranks where the communicator has none."""
+        return UnsupportedError(
+            f"{self._group}: {type(communicator).__name__} has no point-to-point messages, so {verb} cannot be done "
+            "and nothing composes it; use permute or broadcast, which all ranks call"
+        )
+
+    def no_source(self, communicator: object) -> UnsupportedError:
+        """Return the error of a receive from whoever sends where the communicator has none."""
+        kind = type(communicator).__name__
+        return UnsupportedError(f"{self._group}: {kind} cannot receive from any source; name one by src=")
 
     def wrong(self, verb: str, what: str) -> ArgumentError:
         """Return the error that says where it is and what."""

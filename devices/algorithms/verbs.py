@@ -11,6 +11,7 @@ import torch
 from devices._backend import Capabilities, Communicator, Group, Message, Pending, PendingFrom
 from devices._flight import VERB, Record, end
 from devices._flight_files import join
+from devices.algorithms import forked
 from devices.algorithms.arithmetic import MEANINGFUL, Carrier, check_reduction
 from devices.algorithms.as_bytes import as_bytes, copy_alone, scaled
 from devices.algorithms.by_gather import native_carrier
@@ -19,7 +20,7 @@ from devices.algorithms.requirements import Requirements
 from devices.algorithms.runner import Runner, Start
 from devices.algorithms.started import DONE, Started, StartedFrom, fail, failure
 from devices.algorithms.transport import Transport
-from devices.errors import DevicesError, PluginError, UnsupportedError, WorldError
+from devices.errors import DevicesError, PluginError
 from devices.fabric.mark import caller
 
 Tensor = torch.Tensor
@@ -52,14 +53,13 @@ class Verbs:
         self.capabilities = capabilities
         self._communicator = communicator
         self._size, self._rank = group.size, group.rank
-        self._require = Requirements(group)
-        self._is_closed = False
+        self._require = Requirements(group, capabilities.dtypes)
         # The pairs of op and dtype that all_reduce needs to do nothing for, and those that it hands on as they are,
         # which it learns by the first call: a program that makes thousands of groups uses few.
         self._alone: frozenset[tuple[str, torch.dtype]] = frozenset()
         self._direct: set[tuple[str, torch.dtype]] = set()
-        # What the communicator has of its own.
-        self._own: frozenset[str] = frozenset()
+        self._gathered: set[torch.dtype] = set()  # the same of all_gather
+        self._own: frozenset[str] = frozenset()  # what the communicator has of its own
         self._carriers: dict[tuple[str, torch.dtype], Carrier | None] = {}
         if self._size == 1:
             self._alone = MEANINGFUL
@@ -74,6 +74,7 @@ class Verbs:
         self._runner = Runner(self.flight, device)
         self._on = Transport(communicator, self._rank, self._size, device, capabilities.reductions)
         self._start_all_reduce = communicator.all_reduce
+        forked.watch(self)
 
     @property
     def own(self) -> frozenset[str]:
@@ -98,7 +99,7 @@ class Verbs:
                 fail(self.flight, record, error)
             end(record)
             return DONE
-        self._require_open("all_reduce")
+        self._require.open("all_reduce", tensor.dtype)
         check_reduction(op, tensor.dtype)
         if not tensor.numel():
             return DONE
@@ -114,12 +115,12 @@ class Verbs:
     ) -> Pending:
         """Fill `output` with every rank's `input`, in rank order."""
         verb = "all_gather"
-        is_plain = counts is None and output.dtype == input.dtype and verb in self._own
+        is_plain = counts is None and output.dtype == input.dtype and input.dtype in self._gathered
         if is_plain and 0 < output.numel() == self._size * input.numel():
             # The common case, at the least cost.
             record, args = self.flight.begin(verb, input.dtype, input.numel()), (as_bytes(output), as_bytes(input))
             return self._runner.hand_on(record, self._on.communicator.all_gather, args, async_op)
-        self._require_open(verb)
+        self._require.open(verb, input.dtype)
         sizes, is_even = self._require.sizes(verb, counts, input.numel())
         self._require.size(verb, "input", input, sizes[self._rank])
         self._require.size(verb, "output", output, sum(sizes))
@@ -130,6 +131,7 @@ class Verbs:
             return DONE
         record, args = self._begin(verb, input), (as_bytes(output), as_bytes(input))
         if is_even and verb in self._own:
+            self._gathered.add(input.dtype)
             return self._runner.hand_on(record, self._on.communicator.all_gather, args, async_op)
         return self._move(record, (*args, scaled(sizes, output)), async_op)
 
@@ -144,7 +146,7 @@ class Verbs:
     ) -> Pending:
         """Fill `output` with this rank's part of the reduced `input`."""
         verb = "reduce_scatter"
-        self._require_open(verb)
+        self._require.open(verb, input.dtype)
         check_reduction(op, input.dtype)
         sizes, is_even = self._require.sizes(verb, counts, output.numel())
         self._require.size(verb, "input", input, sum(sizes))
@@ -174,7 +176,7 @@ class Verbs:
         Unlike other counts, these differ by rank: what a rank sends to another, that one receives.
         """
         verb = "all_to_all"
-        self._require_open(verb)
+        self._require.open(verb, input.dtype)
         received, _ = self._require.sizes(verb, output_counts, output.numel() // self._size)
         sent, _ = self._require.sizes(verb, input_counts, input.numel() // self._size)
         self._require.size(verb, "output", output, sum(received))
@@ -195,7 +197,7 @@ class Verbs:
     def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> Pending:
         """Replace `tensor` by that of rank `src`."""
         verb = "broadcast"
-        self._require_open(verb)
+        self._require.open(verb, tensor.dtype)
         self._require.rank(verb, "src", src)
         if self._size == 1 or not tensor.numel():
             return DONE
@@ -207,7 +209,7 @@ class Verbs:
     def reduce(self, tensor: Tensor, dst: int, op: str = "sum", *, async_op: bool = False) -> Pending:
         """Replace `tensor` on rank `dst` by the reduction over all ranks."""
         verb = "reduce"
-        self._require_open(verb)
+        self._require.open(verb, tensor.dtype)
         self._require.rank(verb, "dst", dst)
         check_reduction(op, tensor.dtype)
         if self._size == 1 or not tensor.numel():
@@ -228,7 +230,7 @@ class Verbs:
     ) -> Pending:
         """Fill `output` on rank `dst` with every rank's `input`, in rank order; elsewhere `output` is None."""
         verb = "gather"
-        self._require_open(verb)
+        self._require.open(verb, input.dtype)
         self._require.rank(verb, "dst", dst)
         sizes, is_even = self._require.sizes(verb, counts, input.numel())
         self._require.size(verb, "input", input, sizes[self._rank])
@@ -258,7 +260,7 @@ class Verbs:
     ) -> Pending:
         """Fill `output` with this rank's part of rank `src`'s `input`; elsewhere `input` is None."""
         verb = "scatter"
-        self._require_open(verb)
+        self._require.open(verb, output.dtype)
         self._require.rank(verb, "src", src)
         sizes, is_even = self._require.sizes(verb, counts, output.numel())
         self._require.size(verb, "output", output, sizes[self._rank])
@@ -287,7 +289,7 @@ class Verbs:
             async_op: whether to return before it is done.
         """
         verb = "permute"
-        self._require_open(verb)
+        self._require.open(verb, input.dtype)
         self._require.permutation(verb, pairs)
         if any(dst == self._rank for _, dst in pairs):
             if output is None:
@@ -305,7 +307,7 @@ class Verbs:
 
     def barrier(self, *, async_op: bool = False) -> Pending:
         """Be done once every rank has called it."""
-        self._require_open("barrier")
+        self._require.open("barrier")
         if self._size == 1:
             return DONE
         record = self.flight.begin("barrier", None, 0)
@@ -323,15 +325,13 @@ class Verbs:
 
     def recv_any(self, tensor: Tensor, tag: int = 0) -> PendingFrom:
         """Start to fill `tensor` with what the first rank to send something with that tag sends."""
-        self._require_open("recv_any")
+        self._require.open("recv_any", tensor.dtype)
         self._require.tag("recv_any", tag)
         if self._size == 1:
             raise self._require.wrong("recv_any", "there is no other rank to receive from")
         communicator = self._on.communicator
         if type(communicator).recv_any is Communicator.recv_any:
-            raise UnsupportedError(
-                f"{self.group}: {type(communicator).__name__} cannot receive from any source; name one by src="
-            )
+            raise self._require.no_source(communicator)
         record = self.flight.begin_message("recv_any", tensor.dtype, tensor.numel(), -1)
         try:
             pending = communicator.recv_any(as_bytes(tensor), tag)
@@ -345,6 +345,8 @@ class Verbs:
 
     def abort(self) -> None:
         """Make every verb that is waiting here fail soon, and what is queued with it; callable from any thread."""
+        if self._require.closed is forked.LEFT:
+            return
         if self._size > 1:
             self._runner.abort()
         if self._communicator is not None:
@@ -352,11 +354,9 @@ class Verbs:
 
     def close(self) -> None:
         """Finish what is queued and give everything back. After that every verb raises; callable more than once."""
-        if self._is_closed:
+        if self._require.closed:
             return
-        self._is_closed = True
-        self._alone, self._direct = frozenset(), set()
-        self._own = frozenset()
+        self._end("the group is closed")
         if self._size > 1:
             self._runner.close()
         if self._communicator is not None:
@@ -367,11 +367,16 @@ class Verbs:
             except Exception as error:
                 raise failure(self.group, "close", error) from error
 
+    def leave(self) -> object:
+        """Be closed in this process, which was forked; return what the rank that forked it goes on with."""
+        self._end(forked.LEFT)
+        return self._communicator
+
     # How verbs run.
 
-    def _require_open(self, verb: str) -> None:
-        if self._is_closed:
-            raise WorldError(f"{self.group}: {verb} was called, but the group is closed")
+    def _end(self, why: str) -> None:
+        self._require.closed = why
+        self._alone, self._own, self._direct, self._gathered = frozenset(), frozenset(), set(), set()
 
     def _begin(self, verb: str, tensor: Tensor, op: str = "", root: int = -1) -> Record:
         return self.flight.begin(verb, tensor.dtype, tensor.numel(), op, root)
@@ -381,25 +386,21 @@ class Verbs:
         return self._runner.compose(record, partial(self._lowered[record[VERB]].run, self._on, *args), async_op)
 
     def _exchange(self, verb: str, sends: Sequence[Message], recvs: Sequence[Message], async_op: bool) -> Pending:
-        self._require_open(verb)
+        self._require.open(verb)
         for message in (*sends, *recvs):
             self._require.peer(verb, message.peer, message.tag)
+            self._require.open(verb, message.tensor.dtype)
         if not sends and not recvs:
             return DONE
         if "exchange" not in self._own:
-            kind = type(self._communicator).__name__
-            raise UnsupportedError(
-                f"{self.group}: {kind} has no point-to-point messages, so {verb} cannot be done and nothing composes "
-                "it; use permute or broadcast, which all ranks call"
-            )
-        communicator = self._on.communicator
+            raise self._require.no_messages(verb, self._communicator)
         out = [Message(as_bytes(message.tensor), message.peer, message.tag) for message in sends]
         into = [Message(as_bytes(message.tensor), message.peer, message.tag) for message in recvs]
         first, *others = *sends, *recvs
         numel = sum(message.tensor.numel() for message in (first, *others))
         record = self.flight.begin_message(verb, first.tensor.dtype, numel, -1 if others else first.peer)
         try:
-            pending = communicator.exchange(out, into)
+            pending = self._on.communicator.exchange(out, into)
             if async_op:
                 return Started(self.flight, record, pending)
             pending.wait()

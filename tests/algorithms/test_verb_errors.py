@@ -11,7 +11,7 @@ import pytest
 import torch
 from in_memory import CAPABILITIES, KINDS, Base, Gather, Point, Whole, World, group_of, on_all_ranks, verbs_of
 
-from devices._backend import Communicator, Message, Pending
+from devices._backend import Capabilities, Communicator, Message, Pending
 from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.algorithms.started import DONE
 from devices.algorithms.verbs import Verbs
@@ -295,3 +295,34 @@ def test_a_composed_verb_fails_in_wait_and_later_ones_still_run() -> None:
         first.wait()
     second.wait()
     verbs.close()
+
+
+def test_a_dtype_that_the_backend_does_not_declare_is_refused_before_anything_is_sent() -> None:
+    declared = Capabilities(frozenset({torch.float32}), CAPABILITIES[Whole].reductions)
+    # Whatever reaches the communicator fails otherwise.
+    verbs = Verbs(Failing(ValueError("sent")), group_of(2, 1, "tp"), declared)
+    x, out = torch.ones(4, dtype=torch.int64), torch.ones(8, dtype=torch.int64)
+    calls: list[Callable[[], Pending]] = [
+        lambda: verbs.all_reduce(x),
+        lambda: verbs.all_gather(out, x),
+        lambda: verbs.reduce_scatter(x, out),
+        lambda: verbs.all_to_all(x, x),
+        lambda: verbs.broadcast(x, 0),
+        lambda: verbs.reduce(x, 0),
+        lambda: verbs.gather(None, x, 0),
+        lambda: verbs.scatter(x, None, 0),
+        lambda: verbs.permute(x, x, [(0, 1)]),
+        lambda: verbs.send(x, 0),
+        lambda: verbs.recv(x, 0),
+    ]
+    for call in calls:
+        with pytest.raises(UnsupportedError, match=r"rank 1 of 2 in group 'tp': \w+ of torch.int64: .*float32, uint8"):
+            call()
+    with pytest.raises(CollectiveError, match="sent"):
+        verbs.all_reduce(torch.ones(4))
+
+
+def test_bytes_are_carried_though_they_are_not_declared() -> None:
+    verbs = Verbs(Failing(ValueError("sent")), group_of(2, 1, "tp"), Capabilities(frozenset({torch.float32})))
+    with pytest.raises(CollectiveError, match="sent"):
+        verbs.send(torch.ones(4, dtype=torch.uint8), 0)

@@ -116,8 +116,8 @@ def verbs_leave_nothing(world: devices.World, count: int) -> None:
 
 
 CHECKS = [
-    law("life.leaks_of_groups", "A thousand groups leave no files, threads or memory, and the last opens as fast as the "
-        "first.", nothing_is_left, cases=lambda subject: ((200 if subject.quick else 1000,),), timeout=300),
+    law("life.leaks_of_groups", "A thousand groups leave no files, threads or memory, and the last opens as fast as "
+        "the first.", nothing_is_left, cases=lambda subject: ((200 if subject.quick else 1000,),), timeout=300),
     law("life.leaks_of_verbs", "Thousands of verbs leave no files, threads or memory.", verbs_leave_nothing,
         cases=lambda subject: ((50 if subject.quick else 200,),)),
 ]  # fmt: skip
