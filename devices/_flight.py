@@ -135,12 +135,14 @@ class GroupRecorder:
 
     Attributes:
         group: the members.
+        is_aborted: whether the group was aborted, which then is what its calls fail by.
     """
 
-    __slots__ = ("_append", "_caller", "_named", "_next", "_recorder", "group")
+    __slots__ = ("_append", "_caller", "_named", "_next", "_recorder", "group", "is_aborted")
 
     def __init__(self, recorder: Recorder, group: Group, name: str, caller: Callable[[], str] | None) -> None:
         self.group = group
+        self.is_aborted = False
         self._recorder = recorder
         # Not the group itself, for a record outlives it.
         self._named = name, group.ranks

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, final
 
@@ -14,6 +16,7 @@ import torch
 from devices import _torch
 from devices._backend import Communicator, Message, Pending, PendingFrom
 from devices._work import Together
+from devices.algorithms.executor import COLLECTIVE_TAG
 
 _GLOO = frozenset({torch.uint8, torch.int8, torch.int32, torch.int64})
 _NCCL = frozenset({torch.uint8, torch.int8, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64})
@@ -32,6 +35,9 @@ _REDUCTIONS: dict[str, dict[str, frozenset[torch.dtype]]] = {
     },
 }
 
+_NEVER = COLLECTIVE_TAG + 1
+"""The tag of a message that nobody sends."""
+
 
 @final
 class ProcessGroupCommunicator(Communicator):
@@ -43,6 +49,7 @@ class ProcessGroupCommunicator(Communicator):
 
     def __init__(self, process_group: Any) -> None:
         self._group = process_group
+        self._is_gloo = type(process_group).__name__ == "ProcessGroupGloo"
         self._all_gather, self._reduce_scatter, self._all_to_all = _torch.flat_verbs(process_group)
 
     @staticmethod
@@ -103,6 +110,12 @@ class ProcessGroupCommunicator(Communicator):
         return self._group.barrier(_torch.BarrierOptions())
 
     def abort(self) -> None:
+        if self._is_gloo:
+            # gloo's own does nothing. But a message that does not come in time makes it give up all that is under way.
+            peer = (self._group.rank() + 1) % self._group.size()
+            with contextlib.suppress(RuntimeError):
+                never = self._group.recv([torch.empty(1, dtype=torch.uint8)], peer, _NEVER)
+                never.wait(timedelta(milliseconds=1))
         self._group.abort()
 
     def close(self) -> None:

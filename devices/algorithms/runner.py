@@ -33,7 +33,6 @@ class Runner:
         self._group = flight.group
         self._flight = flight
         self._device = device
-        self._is_aborted = False
         self.worker: Worker | None = None
 
     def hand_on(self, record: Record, start: Callable[..., Pending], args: tuple[Any, ...], async_op: bool) -> Pending:
@@ -83,7 +82,7 @@ class Runner:
 
     def abort(self) -> None:
         """Start nothing more of what is queued or composed."""
-        self._is_aborted = True
+        self._flight.is_aborted = True
 
     def close(self) -> None:
         """Finish what is queued and end the thread."""
@@ -103,7 +102,7 @@ class Runner:
     def _guard(self, record: Record, run: Callable[[], None]) -> None:
         """Run a verb, its errors wrapped."""
         try:
-            if self._is_aborted:
+            if self._flight.is_aborted:
                 raise CollectiveError(f"{self._group}: {record[VERB]} was not started: the group was aborted")
             run()
         except Exception as error:

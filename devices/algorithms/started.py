@@ -37,7 +37,11 @@ def fail(flight: GroupRecorder, record: Record, error: Exception) -> NoReturn:
     if isinstance(error, DevicesError):
         flight.failed(record, error)
         raise error
-    wrapped = failure(flight.group, record[VERB], error)
+    if flight.is_aborted:
+        # The transport may say that it waited for too long, or that a peer went away.
+        wrapped = CollectiveError(f"{flight.group}: {record[VERB]} failed: the group was aborted")
+    else:
+        wrapped = failure(flight.group, record[VERB], error)
     flight.failed(record, wrapped)
     raise wrapped from error
 

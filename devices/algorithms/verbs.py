@@ -345,7 +345,7 @@ class Verbs:
 
     def abort(self) -> None:
         """Make every verb that is waiting here fail soon, and what is queued with it; callable from any thread."""
-        if self._require.closed is forked.LEFT:
+        if self._require.closed:
             return
         if self._size > 1:
             self._runner.abort()
