@@ -162,6 +162,8 @@ class FabricCommunicator(Communicator):
         self._progress.abandon(self._fabric, CollectiveError(f"{self._group}: the group was aborted"))
 
     def close(self) -> None:
+        self._progress.advance()
+        self._progress.abandon(self._fabric, CollectiveError(f"{self._group}: the group was closed meanwhile"))
         self._fabric.leave()
 
 

@@ -11,7 +11,7 @@ from typing import final
 
 from devices._backend import Backend
 from devices.errors import ArgumentError, did_you_mean
-from devices.testing.conformance import hosts, order, random_programs, under_way, verbs
+from devices.testing.conformance import failures, hosts, leaks, life, order, random_programs, under_way, verbs
 from devices.testing.conformance.check import Broken, Check, Outcome, Skipped, Tally
 from devices.testing.conformance.subject import Subject, subject
 
@@ -21,6 +21,9 @@ CHECKS: tuple[Check, ...] = (
     *random_programs.CHECKS,
     *order.CHECKS,
     *under_way.CHECKS,
+    *life.CHECKS,
+    *failures.CHECKS,
+    *leaks.CHECKS,
 )
 """Every law, in the order in which they are looked at."""
 
