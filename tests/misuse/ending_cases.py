@@ -1,0 +1,225 @@
+"""Ranks that end, or stop, while others count on them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from judging import Case, Ends, Expected, Raises, Returns, Words
+
+import devices
+
+CASES: dict[str, Case] = {}
+
+Body = Callable[[devices.World], Any]
+
+GONE = ("died", "ended", "exited", "gone", "killed", "left", "closed", "dead")
+LATE = ("timeout", "timed out", "within", "in time", "late")
+
+
+def noticed(odd: int, *words: str | tuple[str, ...]) -> Raises:
+    """Return what a rank says that has noticed the end of another, not waited for the timeout."""
+    return Raises("CollectiveError", (f"rank {odd}", *words), never="CollectiveTimeoutError")
+
+
+def case(everyone: Expected, but: dict[int, Expected], **more: Any) -> Callable[[Body], Body]:
+    def add(body: Body) -> Body:
+        CASES[body.__name__] = Case(body, everyone, but, **{"ranks": 3, "stays": False, **more})
+        return body
+
+    return add
+
+
+def late(*words: str | tuple[str, ...]) -> Raises:
+    said: Words = ("rank 1", LATE, *words)
+    return Raises("CollectiveTimeoutError", said)
+
+
+@case(noticed(1, GONE), {1: Returns()})
+def one_rank_returns_early(world: devices.World) -> None:
+    devices.all_reduce(torch.ones(2))
+    if world.rank != 1:
+        devices.all_reduce(torch.ones(2))
+
+
+@case(noticed(1, GONE), {1: Returns()}, stays=True)
+def one_rank_closes_its_world_early(world: devices.World) -> None:
+    devices.all_reduce(torch.ones(2))
+    if world.rank == 1:
+        world.close()
+    else:
+        devices.all_reduce(torch.ones(2))
+
+
+@case(Returns(), {0: noticed(1, GONE)}, ranks=2)
+def one_rank_calls_once_more_than_all_others(world: devices.World) -> None:
+    for _ in range(3 if world.rank == 0 else 2):
+        devices.all_reduce(torch.ones(2))
+
+
+@case(noticed(1, GONE), {1: Raises("SystemExit")})
+def one_rank_calls_sys_exit(world: devices.World) -> None:
+    devices.all_reduce(torch.ones(2))
+    if world.rank == 1:
+        sys.exit(3)
+    devices.all_reduce(torch.ones(2))
+
+
+@case(noticed(1, "ValueError", "batch 7 is corrupt"), {1: Raises("ValueError")})
+def one_rank_raises(world: devices.World) -> None:
+    devices.all_reduce(torch.ones(2))
+    if world.rank == 1:
+        raise ValueError("batch 7 is corrupt")
+    devices.all_reduce(torch.ones(2))
+
+
+@case(noticed(1, "ValueError", "batch 7 is corrupt"), {1: Raises("ValueError")})
+def one_rank_raises_inside_of_with(world: devices.World) -> None:
+    with world:
+        devices.all_reduce(torch.ones(2))
+        if world.rank == 1:
+            raise ValueError("batch 7 is corrupt")
+        devices.all_reduce(torch.ones(2))
+
+
+@case(noticed(1, "reduce_scatter", "ArgumentError"), {1: Raises("ArgumentError")})
+def wrong_arguments_on_one_rank(world: devices.World) -> None:
+    devices.reduce_scatter(torch.ones(4 if world.rank == 1 else 3))
+
+
+@case(noticed(1, GONE), {1: Ends("exited")})
+def one_rank_ends_without_a_word(world: devices.World) -> None:
+    devices.all_reduce(torch.ones(2))
+    if world.rank == 1:
+        os._exit(7)
+    devices.all_reduce(torch.ones(2))
+
+
+def _dies(world: devices.World, waits: Callable[[], Any]) -> None:
+    """Kill rank 1 when the others have had the time to wait for it."""
+    devices.all_reduce(torch.ones(2))
+    if world.rank == 1:
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    waits()
+
+
+KILLED: dict[int, Expected] = {1: Ends("killed by SIGKILL")}
+
+
+@case(noticed(1, GONE), KILLED)
+def one_rank_is_killed_in_an_all_reduce(world: devices.World) -> None:
+    _dies(world, lambda: devices.all_reduce(torch.ones(2)))
+
+
+@case(noticed(1, GONE), KILLED)
+def one_rank_is_killed_in_a_large_all_reduce(world: devices.World) -> None:
+    _dies(world, lambda: devices.all_reduce(torch.ones(1 << 22)))
+
+
+@case(noticed(1, GONE), KILLED)
+def one_rank_is_killed_in_a_barrier(world: devices.World) -> None:
+    _dies(world, devices.barrier)
+
+
+@case(noticed(1, GONE), KILLED)
+def one_rank_is_killed_before_it_sends(world: devices.World) -> None:
+    _dies(world, lambda: devices.recv(torch.ones(2), src=1))
+
+
+@case(noticed(1, GONE), KILLED)
+def one_rank_is_killed_before_it_receives(world: devices.World) -> None:
+    _dies(world, lambda: devices.send(torch.ones(1 << 24), dst=1))
+
+
+@case(noticed(1, GONE), KILLED)
+def one_rank_is_killed_while_work_is_on_its_way(world: devices.World) -> None:
+    _dies(world, lambda: devices.all_gather(torch.ones(1 << 16), async_op=True).result())
+
+
+@case(noticed(1, GONE), KILLED)
+def one_rank_is_killed_while_others_are_away(world: devices.World) -> None:
+    devices.all_reduce(torch.ones(2))
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)
+    devices.all_reduce(torch.ones(2))
+
+
+@case(Returns([2.0, 2.0]), {1: Ends("killed by SIGKILL")})
+def a_group_without_the_dead_rank_goes_on(world: devices.World) -> Any:
+    group = dist.new_group([0, 2])
+    devices.all_reduce(torch.ones(2))
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.5)
+    for _ in range(20):
+        total = devices.all_reduce(torch.ones(2), group)
+    return total.tolist()
+
+
+@case(noticed(1, GONE), KILLED)
+def after_the_error_the_group_is_closed_and_says_why(world: devices.World) -> None:
+    devices.all_reduce(torch.ones(2))
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        devices.all_reduce(torch.ones(2))
+    except devices.errors.CollectiveError:
+        devices.all_reduce(torch.ones(2))
+
+
+@case(late("all_reduce"), {1: Ends("hung")}, timeout=3, stays=True)
+def one_rank_is_stopped(world: devices.World) -> None:
+    devices.all_reduce(torch.ones(2))
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    devices.all_reduce(torch.ones(2))
+
+
+@case(late(), {1: Raises("CollectiveError", (LATE,))}, timeout=3, stays=True)
+def one_rank_is_late(world: devices.World) -> None:
+    devices.all_reduce(torch.ones(2))
+    if world.rank == 1:
+        time.sleep(6)
+    devices.all_reduce(torch.ones(2))
+
+
+@case(Raises("CollectiveError", ("rank 0", "rank 1", "recv")), {}, ranks=2, timeout=3, stays=True)
+def both_receive(world: devices.World) -> None:
+    devices.recv(torch.ones(2), src=1 - world.rank)
+
+
+@case(Raises("CollectiveError", ("rank 1", LATE)), {1: Raises("CollectiveError")}, ranks=2, timeout=3, stays=True)
+def a_message_that_nobody_receives(world: devices.World) -> None:
+    if world.rank == 0:
+        devices.send(torch.ones(1 << 24), dst=1)
+    else:
+        devices.recv(torch.ones(1), src=0, tag=5)
+
+
+@case(Raises("CollectiveTimeoutError", ("rank 0", LATE)), {0: Returns()}, ranks=2, timeout=3, stays=True)
+def a_message_that_nobody_sends(world: devices.World) -> None:
+    if world.rank == 1:
+        devices.recv(torch.ones(2), src=0)
+
+
+def script(folder: Path) -> Path:
+    """Write a program of its own that raises on rank 1, and return it."""
+    program = folder / "corrupt.py"
+    program.write_text(
+        "import torch, devices\n"
+        "with devices.init() as world:\n"
+        "    devices.all_reduce(torch.ones(2))\n"
+        "    if world.rank == 1:\n"
+        "        raise ValueError('batch 7 is corrupt')\n"
+        "    devices.all_reduce(torch.ones(2))\n"
+    )
+    return program
