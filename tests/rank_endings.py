@@ -63,7 +63,8 @@ class Ending:
         parts = [self.how, *(self.kinds[:1]), self.said or (repr(self.value) if self.how == "returned" else "")]
         text = ": ".join(part for part in parts if part)
         more = f"\n{self.where}" if self.how == "hung" else ""
-        return text + more + (f"\nprinted:\n{self.printed}" if self.printed.strip() else "")
+        printed = f"\nprinted:\n{self.printed}" if self.printed.strip() and self.how != "raised" else ""
+        return text + more + printed
 
 
 @dataclass
@@ -102,6 +103,7 @@ class Running:
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if agent else None
         self.endings = [Ending() for _ in range(ranks)]
         self.processes: list[Any] = []
+        self.pids: list[int] = []
         self._ends: list[Connection] = []
         self._files: list[tuple[Any, Any]] = []
         shared: dict[str, str | None] = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
@@ -128,6 +130,7 @@ class Running:
         for each in (there, *passed):
             each.close()
         self.processes.append(process)
+        self.pids.append(process.pid)
         self._ends.append(here)
         self._files.append(files)
 
