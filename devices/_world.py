@@ -20,6 +20,7 @@ from devices._c10d import DevicesGroup
 from devices._launch import launch
 from devices._mesh import mesh_shape
 from devices._open import my_device
+from devices._roll_call import call_the_roll, check_alone, shared_store
 from devices._store import Store
 from devices.errors import ArgumentError, WorldError
 
@@ -175,24 +176,32 @@ def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:
     """Return a store shared by all ranks, this rank, the number of ranks, and how they met."""
     if told := launch():
         return told.store, told.rank, told.size, told.note
-    found = [name for name in _TORCHRUN if name in os.environ]
-    if not found:
+    given = [name for name in _TORCHRUN if name in os.environ]
+    if not given:
         return dist.HashStore(), 0, 1, "no launcher, so a world of one"
     if missing := [name for name in _TORCHRUN if name not in os.environ]:
         raise WorldError(
-            f"{', '.join(found)} {'is' if len(found) == 1 else 'are'} set, but {', '.join(missing)} "
+            f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} set, but {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not; launch by torchrun, which sets them all, or unset them "
             "for a world of one"
         )
     rank, size = (_whole_number(name) for name in ("RANK", "WORLD_SIZE"))
     if not 0 <= rank < size:
         raise WorldError(f"RANK is {rank} and WORLD_SIZE is {size}; ranks go from 0 to WORLD_SIZE - 1")
-    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store = shared_store(rank, size, timeout)
+    except (dist.DistError, TimeoutError) as error:
+        said = str(error).partition("\n")[0]
+        raise WorldError(f"rank {rank} of {size}: the ranks cannot meet at {address}: {said}") from error
     store.set_timeout(timeout)
     # A second world of the same ranks must not read the first one's keys.
-    prefix = f"devices/{store.add(f'devices/openings/{rank}', 1)}"
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    return dist.PrefixStore(prefix, store), rank, size, f"{size} ranks met at {address}"
+    opening = store.add(f"devices/openings/{rank}", 1)
+    found, before = (dist.PrefixStore(f"devices/{number}", store) for number in (opening, opening - 1))
+    if opening > 1:
+        check_alone(found, before, rank, size)
+    call_the_roll(found, f"the world at {address}", range(size), rank, {"WORLD_SIZE": size}, timeout)
+    return found, rank, size, f"{size} ranks met at {address}"
 
 
 def _whole_number(name: str) -> int:

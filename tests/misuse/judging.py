@@ -8,10 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rank_endings import Ending
+import pytest
+from rank_endings import Ending, Plan, run
 
 Words = Sequence[str | tuple[str, ...]]
 """What a text must hold: each of the words, or one of those in brackets."""
+
+UNHEARD = "not heard of"
+"""What an error says of ranks whose call it could not wait for."""
 
 SIZE = ("shape", "size")
 SPLITS = ("sizes", "counts", "splits")
@@ -99,6 +103,24 @@ def complaints(case: Case, endings: Sequence[Ending]) -> list[str]:
         if said := _complaint(case.expected(rank), ending, lines):
             found.append(f"rank {rank} of {case.ranks} {said}\n  it {ending}")
     return found
+
+
+def outcome(case: Case) -> list[Ending]:
+    """Return how the ranks end. Where one came so late that an error does not tell of it, they try again."""
+    stopped = [rank for rank in range(case.ranks) if case.expected(rank) == Ends("hung")]
+    args = () if case.opens else (case.timeout,)
+    plan = Plan(case.body, args, case.timeout, case.opens, case.stays, case.variables)
+    for _ in range(3):
+        endings = run(case.ranks, plan, but=stopped, agent=case.agent)
+        if not any(UNHEARD in ending.said for ending in endings):
+            break
+    return endings
+
+
+def check(case: Case) -> None:
+    """Fail unless all ranks end as the case says."""
+    if found := complaints(case, outcome(case)):
+        pytest.fail("\n".join(found), pytrace=False)
 
 
 def _complaint(expected: Expected, ending: Ending, lines: Sequence[str]) -> str:

@@ -30,6 +30,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_open",
         "_packing",
         "_placement",
+        "_roll_call",
         "_scatter",
         "_verb",
         "_weighted",

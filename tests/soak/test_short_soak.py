@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from shared_memory import NEEDS_SHARED_MEMORY
 from soak_jobs import Report, nothing_left, soak
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), NEEDS_SHARED_MEMORY]
 
 
 def test_survivors_name_the_dead_and_nothing_is_left_behind(tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""The ranks that open a world or a group together tell what they think it is: they agree, or all hear who does not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from devices.errors import WorldError
+
+_FIRST_LOOK = 0.05
+_LONG_LOOK = 0.5
+
+
+def shared_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
+    """Return the store at MASTER_ADDR and MASTER_PORT.
+
+    Raises:
+        torch.distributed.DistError: the port is taken, or nobody is there.
+        TimeoutError: somebody is there who is not one of torch's stores: torch waits for their answer for ever.
+    """
+    found: list[dist.Store] = []
+    failed: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            found.append(next(dist.rendezvous("env://", rank, size, timeout=timeout))[0])
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=connect, name="devices rendezvous", daemon=True)
+    thread.start()
+    # torch itself gives up at the timeout where nobody listens.
+    thread.join(min(timeout.total_seconds() + 2, threading.TIMEOUT_MAX))
+    if failed:
+        raise failed[0]
+    if not found:
+        raise TimeoutError(
+            f"something listens there that does not answer as torch's store does, for {timeout}; is the port another "
+            "program's?"
+        )
+    return found[0]
+
+
+def call_the_roll(
+    store: dist.Store, what: str, ranks: Sequence[int], rank: int, thinks: Mapping[str, Any], timeout: timedelta
+) -> None:
+    """Return once all ranks have come and think the same.
+
+    Args:
+        store: what they meet by; the same for all who open this, whatever they think of it.
+        what: what is opened, in words.
+        ranks: who is to come, by ranks of the world.
+        rank: this one of them.
+        thinks: what all must agree on, by names; JSON.
+        timeout: how long to wait.
+
+    Raises:
+        WorldError: on every rank that has come: some think otherwise, or one did not come.
+    """
+    me = f"rank {rank}"
+    keys = {each: f"roll/{each}" for each in ranks}
+    _set(store, f"roll/{rank}", {"thinks": dict(thinks), **_process()})
+    seen: dict[int, dict[str, Any]] = {}
+    deadline, look = time.monotonic() + timeout.total_seconds(), _FIRST_LOOK
+    while missing := [each for each in ranks if each not in seen]:
+        left = deadline - time.monotonic()
+        all_here = _wait(store, [keys[each] for each in missing], min(look, max(left, 0.001)))
+        here = missing if all_here else [each for each in missing if store.check([keys[each]])]
+        seen |= dict(zip(here, _get(store, [keys[each] for each in here]), strict=True))
+        if said := _differ(seen):
+            raise refuse(store, me, f"the ranks disagree about {what}: {said}")
+        late = [each for each in ranks if each not in seen]
+        # Who is complete does not care what others, who are not among `ranks`, make of it.
+        if late and store.check(["refused"]):
+            raise WorldError(f"{me}: {_get(store, ['refused'])[0]}")
+        if late and left <= 0:
+            came = f"; {_named(sorted(seen))} did" if seen else ""
+            raise refuse(store, me, f"{_named(late)} did not come within {timeout} to open {what}{came}")
+        look = min(look * 2, _LONG_LOOK)
+    _set(store, "all here", True)
+
+
+def open_together(
+    store: dist.Store, what: str, ranks: Sequence[int], rank: int, thinks: Mapping[str, Any], timeout: timedelta
+) -> None:
+    """Call the roll in a store that may have seen the like before: a group of the same name that was closed."""
+    number = store.add(f"openings/{rank}", 1)
+    try:
+        call_the_roll(dist.PrefixStore(f"opening/{number}", store), what, ranks, rank, thinks, timeout)
+    except BaseException:
+        # Another try of this rank alone must meet the others' first.
+        store.add(f"openings/{rank}", -1)
+        raise
+
+
+def refuse(store: dist.Store, me: str, said: str) -> WorldError:
+    """Let all who wait in the roll call know why it fails, and return the error."""
+    _set(store, "refused", said)
+    return WorldError(f"{me}: {said}")
+
+
+def check_alone(store: dist.Store, before: dist.Store, rank: int, size: int) -> None:
+    """Raise if another process of this very rank is still opening the world that was opened before in this store.
+
+    Args:
+        store: of this opening.
+        before: of the opening before it.
+        rank: this rank.
+        size: the number of ranks.
+    """
+    # The other may have been counted and not yet have told of itself.
+    if not _wait(before, [f"roll/{rank}"], 1) or before.check(["all here"]) or before.check(["refused"]):
+        return
+    other, mine = _get(before, [f"roll/{rank}"])[0], _process()
+    if any(other[name] != mine[name] for name in mine):
+        said = (
+            f"RANK is {rank} in two processes: {_told(other)} and {_told(mine)}; give each of the {size} ranks a "
+            "number of its own"
+        )
+        refuse(before, "", said)
+        raise refuse(store, f"rank {rank}", said)
+
+
+def _process() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": platform.node()}
+
+
+def _told(process: Mapping[str, Any]) -> str:
+    return f"process {process['pid']} on {process['host']}"
+
+
+def _differ(seen: Mapping[int, Mapping[str, Any]]) -> str:
+    """Return in what those who came differ."""
+    for name in next(iter(seen.values()))["thinks"] if seen else ():
+        by_value: dict[str, list[int]] = {}
+        for rank, entry in sorted(seen.items()):
+            by_value.setdefault(json.dumps(entry["thinks"].get(name)), []).append(rank)
+        if len(by_value) > 1:
+            few_first = sorted(by_value.items(), key=lambda item: len(item[1]))
+            return f"{name} is " + ", and ".join(f"{value} on {_named(ranks)}" for value, ranks in few_first)
+    return ""
+
+
+def _named(ranks: Sequence[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
+
+
+def _set(store: dist.Store, key: str, value: Any) -> None:
+    store.set(key, json.dumps(value))
+
+
+def _get(store: dist.Store, keys: list[str]) -> list[Any]:
+    """Return the values of keys that are there."""
+    has_many = store.has_extended_api()  # type: ignore[attr-defined]  # not in the stubs
+    found = store.multi_get(keys) if has_many else [store.get(key) for key in keys]
+    return [json.loads(value) for value in found]
+
+
+def _wait(store: dist.Store, keys: list[str], seconds: float) -> bool:
+    if store.check(keys):
+        return True
+    # Each kind of store has its own error for a wait that was too long.
+    with contextlib.suppress(Exception):
+        store.wait(keys, timedelta(seconds=seconds))
+        return True
+    return False
