@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +121,37 @@ def check(case: Case) -> None:
     """Fail unless all ranks end as the case says."""
     if found := complaints(case, outcome(case)):
         pytest.fail("\n".join(found), pytrace=False)
+
+
+KNOWN_FAULTS = {
+    "scatter and barrier": "the error speaks of the broadcast that scatter begins with",
+    **dict.fromkeys(
+        ("sizes of all_gather", "sizes of gather", "sizes of reduce_scatter", "sizes of scatter"),
+        "equal sizes against unequal ones are told as a size of -1",
+    ),
+    **dict.fromkeys(
+        ("sizes of all_to_all", "rows_of_an_all_to_all_that_do_not_meet"),
+        "rows that differ elsewhere than in a rank's own column are not compared",
+    ),
+    "another_op": "of ranks that made the same call the line of one is shown",
+    "a_recv_of_another_dtype": "a message does not tell its dtype",
+    "one_rank_raises_inside_of_with": "leaving the world does not say why",
+    "a_verb_after_a_fork": "a forked child answers as its parent",
+    "a_tensor_changed_while_an_all_gather_of_it_runs": "its input is read later",
+    "groups_in_another_order": "the roll is not called for groups",
+    "a_group_with_other_members": "the roll is not called for groups",
+}
+"""Cases that fail yet, and why."""
+
+
+def named(cases: Iterable[str]) -> list[Any]:
+    """Return the names of cases as parameters of a test."""
+    return [
+        pytest.param(name, marks=pytest.mark.xfail(reason=KNOWN_FAULTS[name], strict=False))
+        if name in KNOWN_FAULTS
+        else name
+        for name in cases
+    ]
 
 
 def _complaint(expected: Expected, ending: Ending, lines: Sequence[str]) -> str:

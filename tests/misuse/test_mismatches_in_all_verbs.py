@@ -14,7 +14,7 @@ import pytest
 import rank_endings
 import torch
 import torch.distributed as dist
-from judging import SIZE, SPLITS, Case, Raises, complaints
+from judging import SIZE, SPLITS, Case, Raises, complaints, named
 from shared_memory import NEEDS_SHARED_MEMORY
 
 import devices
@@ -115,7 +115,7 @@ def endings() -> list[rank_endings.Ending]:
     return rank_endings.run(RANKS, rank_endings.Plan(_all), seconds=240)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", named(CELLS))
 def test_each_rank_says_in_what_the_calls_differ(name: str, endings: list[rank_endings.Ending]) -> None:
     by_rank = []
     for ending in endings:
