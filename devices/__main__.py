@@ -15,6 +15,7 @@ from devices.errors import did_you_mean
 _COMMANDS = {
     "doctor": "say what is installed, what is here, what `auto` would choose, and what is broken",
     "check": "run a torchrun program on thread ranks, and list what in it is bound to a vendor or refused by a target",
+    "conformance": "prove that a backend keeps every law of the interface, or show how it does not",
     "flight": "print what the flight recorders of a program's ranks left: who called what when, and who is behind",
 }
 
@@ -40,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if known.command == "doctor":
             return _doctor(as_json=known.json)
+        if known.command == "conformance":
+            from devices.testing.conformance import command as conformance
+
+            return conformance.run(known)
         return _flight(known) if known.command == "flight" else _check(known, [*unknown, *after])
     except BrokenPipeError:
         # The reader, `head` say, has seen enough. Python would complain once more when it flushes at exit.
@@ -78,6 +83,21 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     check.add_argument("--timeout", type=float, default=600.0, help="seconds that it may take (600)")
     check.add_argument("--json", action="store_true", help="print all of it as JSON")
     check.add_argument("script", help="the program; what follows it and is no option above are its own arguments")
+    conformance = commands.add_parser(
+        "conformance",
+        help=_COMMANDS["conformance"],
+        description="Look whether a backend keeps every law of the interface, and print what was proved, what was "
+        "refused rightly, what was skipped and why, and for each failure a program that shows it.",
+        epilog="Exit status: 0 if all is proved, 1 if something is wrong, 2 if the backend cannot be looked at.",
+        allow_abbrev=False,
+    )
+    conformance.add_argument(
+        "--ranks", choices=("threads", "processes"), help="what ranks are; threads if the backend can"
+    )
+    conformance.add_argument("--only", default="*", metavar="PATTERN", help="of the names of checks: 'verbs.*'")
+    conformance.add_argument("--seed", type=int, default=0, help="random programs are drawn from it (0)")
+    conformance.add_argument("--json", action="store_true", help="print all of it as JSON")
+    conformance.add_argument("name", help="the backend's name")
     flight = commands.add_parser(
         "flight",
         help=_COMMANDS["flight"],
@@ -89,7 +109,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     flight.add_argument("--trace", metavar="FILE", help="write a trace there, for ui.perfetto.dev or chrome://tracing")
     flight.add_argument("--last", type=int, default=40, metavar="N", help="how many calls to print, the last (40)")
     flight.add_argument("folder", help="the folder")
-    options = ["--help", "--version", "--json", "--target", "--ranks", "--timeout", "--trace", "--last"]
+    options = [
+        "--help",
+        "--version",
+        "--json",
+        "--target",
+        "--ranks",
+        "--timeout",
+        "--trace",
+        "--last",
+        "--only",
+        "--seed",
+    ]
     return parser, options
 
 

@@ -76,11 +76,6 @@ class Verbs:
         self._start_all_reduce = communicator.all_reduce
         forked.watch(self)
 
-    @property
-    def own(self) -> frozenset[str]:
-        """The verbs that the communicator has of its own; the others are composed from them."""
-        return self._own
-
     def all_reduce(self, tensor: Tensor, op: str = "sum", *, async_op: bool = False) -> Pending:
         """Replace `tensor` by the reduction over all ranks, the same bits on every rank."""
         pair = op, tensor.dtype

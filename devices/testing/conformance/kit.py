@@ -13,6 +13,7 @@ from devices._backend import Backend
 from devices.errors import ArgumentError, did_you_mean
 from devices.testing.conformance import failures, hosts, leaks, life, order, random_programs, under_way, verbs
 from devices.testing.conformance.check import Broken, Check, Outcome, Skipped, Tally
+from devices.testing.conformance.own import Own, own_of
 from devices.testing.conformance.subject import Subject, subject
 
 CHECKS: tuple[Check, ...] = (
@@ -36,10 +37,12 @@ class Report:
     Args:
         subject: the backend.
         outcomes: of each check, in order.
+        own: which verbs are its own; None if no group of more than one rank opens.
     """
 
     subject: Subject
     outcomes: tuple[Outcome, ...]
+    own: Own | None = None
 
     @property
     def is_proved(self) -> bool:
@@ -81,7 +84,7 @@ def conform(
         outcomes.append(run_check(check, on))
         if told is not None:
             told(outcomes[-1])
-    return Report(on, tuple(outcomes))
+    return Report(on, tuple(outcomes), own_of(on))
 
 
 def run_check(check: Check, on: Subject) -> Outcome:

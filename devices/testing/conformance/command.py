@@ -1,0 +1,34 @@
+"""`devices conformance NAME`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from devices.errors import DevicesError
+from devices.testing.conformance import view
+from devices.testing.conformance.kit import conform
+
+
+def run(options: argparse.Namespace) -> int:
+    """Look whether a backend keeps the laws, print what was found, and return the exit status."""
+    try:
+        report = conform(
+            options.name,
+            ranks=options.ranks,
+            only=options.only,
+            seed=options.seed,
+            told=lambda outcome: print(view.row_of(outcome), file=sys.stderr, flush=True),
+        )
+    except DevicesError as error:
+        print(f"devices conformance: {error}", file=sys.stderr)
+        return 2
+    # A plugin's words may hold characters that the terminal's encoding has not.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if options.json:
+        print(json.dumps(view.as_data(report), indent=2))
+    else:
+        view.show(report, sys.stdout)
+    sys.stdout.flush()
+    return 0 if report.is_proved else 1

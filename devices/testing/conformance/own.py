@@ -1,0 +1,64 @@
+"""Which verbs are a backend's own, and which are composed from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from devices._groups import own_verbs
+from devices.algorithms.verbs import Verbs
+from devices.testing.conformance.calls import REDUCING
+from devices.testing.conformance.check import Broken
+from devices.testing.conformance.subject import Subject
+
+_ALL = (
+    "exchange",
+    "all_reduce",
+    "reduce",
+    "reduce_scatter",
+    "all_gather",
+    "gather",
+    "scatter",
+    "all_to_all",
+    "broadcast",
+    "barrier",
+)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What the communicator of a group does itself.
+
+    Args:
+        verbs: that it has.
+        composed: that are composed from those.
+        unused: reductions that are declared and are composed all the same, for it lacks the verb: in words.
+    """
+
+    verbs: tuple[str, ...]
+    composed: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def own_of(subject: Subject) -> Own | None:
+    """Return which verbs are a backend's own; None if no group of more than one rank of it opens."""
+    sizes = [size for size in subject.sizes if size > 1]
+    if not sizes or subject.stands_in:
+        return None
+    try:
+        found = subject.on_ranks(_own, sizes[0])[0]
+    except Broken:
+        return None
+    declared = sorted(op for op, dtypes in subject.capabilities.reductions.items() if dtypes)
+    missing = [verb for verb in REDUCING if verb not in found]
+    unused = tuple(f"{verb} of {', '.join(declared)}" for verb in missing) if declared else ()
+    composed = [verb for verb in (*_ALL[1:], "permute") if verb not in found]
+    return Own(tuple(verb for verb in _ALL if verb in found), tuple(composed), unused)
+
+
+def _own(world: Any) -> list[str]:
+    verbs = own_verbs(None)
+    # Where somebody watches, it is what is watched that has them.
+    verbs = getattr(verbs, "_verbs", verbs)
+    return sorted(verbs._own) if isinstance(verbs, Verbs) else []
