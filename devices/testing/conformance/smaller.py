@@ -95,6 +95,8 @@ def _simpler(call: Call) -> Iterator[Call]:
     for name in ("group", "wait", "out", "layout", "sizes", "dim", "shift"):
         if getattr(call, name) != getattr(plain, name):
             yield replace(call, **{name: getattr(plain, name)})
+    if call.root:
+        yield replace(call, root=0)
     if call.root > 1:
         yield replace(call, root=call.root % 2)
     for dtype in ("float32", "int64"):

@@ -73,6 +73,8 @@ def _body(program: Program, wrong: Wrong) -> Iterator[str]:
             is_wrong = place == wrong.place and (wrong.rank in part or wrong.rank < 0)
             start, finish = _call(place, call, part, group, wrong if is_wrong else None)
             indent = "    " if len(part) == program.size else "        "
+            if not start:
+                continue
             condition = [] if len(part) == program.size else [f"    if world.rank in {part}:"]
             yield from (*condition, *(indent + line for line in start))
             ending = [*condition, *(indent + line for line in finish)] if finish else []
@@ -89,6 +91,8 @@ def _call(place: int, call: Call, part: Sequence[int], group: str, wrong: Wrong 
     """Return the lines that start a call on the ranks of one group, and those that look at what it gives."""
     size = len(part)
     result = f"work{place}" if call.wait else f"found{place}"
+    if call.verb == "send" and size == 1:
+        return [], []
     if call.verb == "barrier":
         keyword = ", async_op=True" if call.wait else ""
         arguments = (group + keyword).removeprefix(", ")
@@ -195,11 +199,12 @@ def _looks(place: int, call: Call, there: dict[int, Answer], wrong: Wrong | None
         return []
     name = f"found{place}"
     if wrong is not None and wrong.about == "margin":
-        return [f"assert not both{place}[..., 1].view(torch.uint8).any(), 'memory between the elements was written'"]
+        return [f"assert not {_bytes_of(f'both{place}[..., 1]')}.any(), 'memory between the elements was written'"]
     shapes = _by_rank({rank: each.shape for rank, each in there.items()})
     lines = [f"assert ({name}.shape, {name}.dtype) == ({shapes}, torch.{call.dtype}), f'found {{{name}}}'"]
     if wrong is not None and wrong.about == "out" and call.out:
-        lines.append(f"assert {name}.data_ptr() == {'x' if call.out == 'input' else 'out'}{place}.data_ptr()")
+        given = {"input": "x", "gaps": "both"}.get(call.out, "out")
+        lines.append(f"assert {name}.data_ptr() == {given}{place}.data_ptr(), 'out= is not what was returned'")
     dtype = getattr(torch, call.dtype)
     as_bytes = call.verb not in REDUCING and _needs_bytes(call, dtype)
     places, values, bounds = dict[int, list[int]](), dict[int, list[Any]](), dict[int, list[float]]()
@@ -219,9 +224,14 @@ def _looks(place: int, call: Call, there: dict[int, Answer], wrong: Wrong | None
             to_python = complex if dtype.is_complex else float
             values[rank] = [to_python(each.value.reshape(-1)[one]) for one in at]
             bounds[rank] = [float(each.bound.reshape(-1)[one]) for one in at]
-    shown = f"{name}.cpu().contiguous().view(-1).view(torch.uint8)" if as_bytes else name
+    shown = _bytes_of(name) if as_bytes else name
     lines.append(f"check(world.rank, {shown}, {_by_rank(values)}, {_by_rank(bounds)}, {_by_rank(places)})")
     return lines
+
+
+def _bytes_of(name: str) -> str:
+    # contiguous() leaves a single element as it is, and what steps over the next one is not viewed as bytes.
+    return f"{name}.cpu().resolve_conj().flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8)"
 
 
 def _needs_bytes(call: Call, dtype: torch.dtype) -> bool:
