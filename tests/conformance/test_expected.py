@@ -28,7 +28,7 @@ def test_whole_numbers_wrap(dtype: str) -> None:
         found = reduced(op, xs).bits
         assert found is not None
         for place, value in enumerate(found.tolist()):
-            numbers = [int(x[place]) for x in xs]
+            numbers = [x.tolist()[place] for x in xs]
             exact = sum(numbers) if op == "sum" else math.prod(numbers)
             assert (value - exact) % 2**bits == 0
 

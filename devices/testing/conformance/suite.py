@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -10,6 +11,9 @@ from devices.errors import DevicesError
 from devices.testing.conformance.check import Check
 from devices.testing.conformance.kit import CHECKS, run_check
 from devices.testing.conformance.subject import Subject, subject
+
+_subjects: WeakKeyDictionary[type, Subject] = WeakKeyDictionary()
+"""By class, for its checks share what some have found out."""
 
 
 class Conformance:
@@ -29,9 +33,9 @@ class Conformance:
     seed: ClassVar[int] = 0
     quick: ClassVar[bool] = False
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def subject(self, request: pytest.FixtureRequest) -> Subject:
-        """Return the backend that is looked at, once for all tests."""
+        """Return the backend that is looked at, the same for all tests of a class."""
         kind = request.cls
         if not hasattr(kind, "backend"):
             pytest.fail(f'{kind.__name__} names no backend; write backend = "..." in it', pytrace=False)
@@ -40,7 +44,9 @@ class Conformance:
         try:
             if not (found := _registry.probe(kind.backend)).present:
                 pytest.skip(f"backend {kind.backend!r} is not here: {found.reason}")
-            return subject(kind.backend, ranks=kind.ranks, seed=kind.seed, quick=kind.quick)
+            if kind not in _subjects:
+                _subjects[kind] = subject(kind.backend, ranks=kind.ranks, seed=kind.seed, quick=kind.quick)
+            return _subjects[kind]
         except DevicesError as error:
             pytest.fail(str(error), pytrace=False)
 
