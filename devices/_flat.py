@@ -147,7 +147,8 @@ class _Differentiable(torch.autograd.Function):
         ctx.call, ctx.verbs = call, verbs
         pending, result = call.start(verbs, given, None, async_op=async_op)
         pendings.append(pending)
-        return result
+        # What is still to be written must not be what torch makes require grad: it would differentiate the writing.
+        return result.detach() if async_op else result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

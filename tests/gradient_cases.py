@@ -124,6 +124,12 @@ CASES = (
         _each(_sum),
     ),
     Case(
+        "all_reduce avg asynchronous",
+        _same,
+        lambda xs, rank, size: [devices.all_reduce(xs[0], op="avg", async_op=True).result()],
+        _each(lambda xs, _: torch.stack(xs).mean(0)),
+    ),
+    Case(
         "all_reduce of a list", lambda rank, size: [(3,), (2, 2), ()],
         lambda xs, rank, size: devices.all_reduce(xs), lambda ranks: _lists(ranks, _sum),
     ),
@@ -147,6 +153,9 @@ CASES = (
          _each(lambda xs, rank: part_of(_sum(xs), _even(len(xs)), rank, 0))),
     Case("reduce_scatter avg", _same, _one(devices.reduce_scatter, op="avg"),
          _each(lambda xs, rank: part_of(_sum(xs) / len(xs), _even(len(xs)), rank, 0))),
+    Case("reduce_scatter asynchronous", _same,
+         lambda xs, rank, size: [devices.reduce_scatter(xs[0], async_op=True).result()],
+         _each(lambda xs, rank: part_of(_sum(xs), _even(len(xs)), rank, 0))),
     Case(
         "reduce_scatter uneven", lambda rank, size: [(2, sum(_uneven(size)))],
         lambda xs, rank, size: [devices.reduce_scatter(xs[0], dim=1, sizes=_uneven(size))],

@@ -12,7 +12,17 @@ from typing import final
 
 from devices._backend import Backend
 from devices.errors import ArgumentError, did_you_mean
-from devices.testing.conformance import failures, hosts, leaks, life, order, random_programs, under_way, verbs
+from devices.testing.conformance import (
+    failures,
+    gradients,
+    hosts,
+    leaks,
+    life,
+    order,
+    random_programs,
+    under_way,
+    verbs,
+)
 from devices.testing.conformance.check import Broken, Check, Outcome, Skipped, Tally
 from devices.testing.conformance.own import Own, own_of
 from devices.testing.conformance.subject import Subject, subject
@@ -23,6 +33,7 @@ CHECKS: tuple[Check, ...] = (
     *random_programs.CHECKS,
     *order.CHECKS,
     *under_way.CHECKS,
+    *gradients.CHECKS,
     *life.CHECKS,
     *failures.CHECKS,
     *leaks.CHECKS,
