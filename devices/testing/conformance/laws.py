@@ -19,7 +19,7 @@ def law(
     sentence: str,
     function: Callable[..., None],
     *,
-    least: int = 2,
+    size: int = 3,
     messages: bool = False,
     dtypes: Sequence[str] = ("float32",),
     cases: Callable[[Subject], Sequence[tuple[object, ...]]] = lambda _: ((),),
@@ -31,7 +31,7 @@ def law(
         name: the check's.
         sentence: the law.
         function: as for `on_ranks`.
-        least: of how many ranks the world must be. It is of 3, where that is legal, and else of as few as can be.
+        size: of how many ranks the world is, where that is legal; if not, of as few as can be, two or more.
         messages: whether a backend without messages between two ranks is right to refuse it.
         dtypes: what the function's tensors are of; a backend that does not have them is not looked at.
         cases: returns the cases for a subject.
@@ -39,16 +39,16 @@ def law(
     """
 
     def run(subject: Subject, tally: Tally) -> None:
-        size = size_of(subject, least)
-        if size is None:
-            tally.skip(f"needs {least} ranks or more, and there may be {subject.sizes_in_words}")
+        ranks = size_of(subject, size)
+        if ranks is None:
+            tally.skip(f"needs 2 ranks or more, and there may be {subject.sizes_in_words}")
             return
         if missing := [dtype for dtype in dtypes if not has(subject, dtype)]:
             tally.skip(f"needs {' and '.join(missing)}, which the backend does not declare")
             return
         for case in cases(subject):
             before = len(tally.failed)
-            tally.hold(subject, function, size, *case, timeout=timeout)
+            tally.hold(subject, function, ranks, *case, timeout=timeout)
             if len(tally.failed) > before:
                 if messages and NO_MESSAGES in tally.failed[-1].what:
                     tally.failed.pop()
@@ -58,10 +58,10 @@ def law(
     return Check(name, sentence, run)
 
 
-def size_of(subject: Subject, least: int = 2) -> int | None:
-    """Return of how many ranks a world for a law is to be; None if no legal one is large enough."""
-    legal = [size for size in subject.sizes if size >= least]
-    return 3 if 3 in legal else min(legal, default=None)
+def size_of(subject: Subject, wanted: int = 3) -> int | None:
+    """Return of how many ranks a world for a law is to be; None if there is no legal one of two or more."""
+    legal = [size for size in subject.sizes if size > 1]
+    return wanted if wanted in legal else min(legal, default=None)
 
 
 def has(subject: Subject, dtype: str) -> bool:
