@@ -20,6 +20,7 @@ from devices.testing.conformance import (
     life,
     order,
     random_programs,
+    torch_programs,
     under_way,
     verbs,
 )
@@ -34,6 +35,7 @@ CHECKS: tuple[Check, ...] = (
     *order.CHECKS,
     *under_way.CHECKS,
     *gradients.CHECKS,
+    *torch_programs.CHECKS,
     *life.CHECKS,
     *failures.CHECKS,
     *leaks.CHECKS,
