@@ -50,7 +50,7 @@ class OpenedByThreads(Backend):
         """Make every verb that waits in what was opened fail, if the backend does so within seconds."""
         thread = threading.Thread(target=self._abort, daemon=True)
         thread.start()
-        thread.join(5.0)
+        thread.join(2.0)
 
     def _abort(self) -> None:
         with self._lock:

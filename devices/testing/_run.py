@@ -241,8 +241,6 @@ class _Run:
             except BaseException as error:
                 # Now, for closing the world waits for what is on its way, and perhaps for ever.
                 self.baton.stop(error, self.baton.task)
-                if self.opened is not None:
-                    self.opened.abort()
                 raise
             finally:
                 if (changed := _flight.recorder().changed) is not None:

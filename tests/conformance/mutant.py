@@ -21,27 +21,29 @@ class Mutant:
         check: the name of the check that must find it.
         backend: the broken backend.
         ranks: "threads" or "processes".
-        seconds: how long a run on processes may take.
+        size: of the world that the check looks at it in, where it would do so in several.
+        patience: seconds after which its ranks, if they have not come to an end, hang.
     """
 
     name: str
     check: str
     backend: type[MailBackend]
     ranks: str = "threads"
-    seconds: float = 10.0
+    size: int = 3
+    patience: float = 60.0
 
 
 MUTANTS: dict[str, Mutant] = {}
 """All of them, by name."""
 
 
-def caught_by(check: str, *, ranks: str = "threads") -> Callable[[T], T]:
+def caught_by(check: str, *, ranks: str = "threads", size: int = 3, patience: float = 60.0) -> Callable[[T], T]:
     """Make a mutant of a communicator, of what its verbs return, or of a backend, whose name says what is wrong."""
 
     def register(kind: T) -> T:
-        name = " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*|[a-z_0-9]+", kind.__name__)).lower()
+        name = " ".join(re.findall(r"NaN|KiB|[A-Z](?![a-z])|[A-Z][a-z]*|[a-z]+|[0-9]+", kind.__name__)).lower()
         assert name not in MUTANTS, f"two mutants are named {name!r}"
-        MUTANTS[name] = Mutant(name, check, backend_of(kind, ranks), ranks)
+        MUTANTS[name] = Mutant(name, check, backend_of(kind, ranks), ranks, size, patience)
         return kind
 
     return register

@@ -28,13 +28,13 @@ class ErrorsAreSwallowed(Arriving):
             self.error = None
 
 
-@caught_by("life.late_peer")
+@caught_by("life.late_peer", patience=1.5)
 class TheTimeoutIsIgnored(Mail):
     def deadline(self) -> float:
         return time.monotonic() + 3600
 
 
-@caught_by("life.late_peer")
+@caught_by("life.late_peer", patience=1.5)
 class TheTimeoutIsAnHourWhateverWasAsked(MailBackend):
     def open(self, group: Group) -> Communicator:
         longer = Group(group.ranks, group.rank, group.device, group.store, timedelta(hours=1), group.name)
@@ -62,13 +62,13 @@ class ALatePeerEndsTheProgram(Mail):
 # The end of a group.
 
 
-@caught_by("life.aborted")
+@caught_by("life.aborted", patience=1.5)
 class AbortDoesNothing(Mail):
     def abort(self) -> None:
         pass
 
 
-@caught_by("life.aborted_by_a_thread")
+@caught_by("life.aborted_by_a_thread", patience=1.5)
 class AbortIsForTheNextVerb(Mail):
     # What is waiting already goes on waiting.
     def abort(self) -> None:
@@ -120,7 +120,7 @@ class AbortTwiceIsAnError(Mail):
         super().abort()
 
 
-@caught_by("life.aborted_by_a_thread")
+@caught_by("life.aborted_by_a_thread", patience=1.5)
 class AbortWaitsForTheVerb(Mail):
     def await_letters(self, verb: str, names: Sequence[str], deadline: float) -> list[Tensor]:
         with self.lock:
@@ -149,12 +149,12 @@ class _ForgetfulHall(Hall):
         super().close()
 
 
-@caught_by("life.last_message")
+@caught_by("life.last_message", patience=1.5)
 class CloseLosesWhatWasSent(MailBackend):
     post = _ForgetfulHall
 
 
-@caught_by("life.closed_alone")
+@caught_by("life.closed_alone", patience=1.5)
 class CloseWaitsForAllRanks(Mail):
     def close(self) -> None:
         if not self.is_closed and not self.is_aborted:

@@ -30,13 +30,13 @@ class IsCompletedAtOnce(Arriving):
         return True
 
 
-@caught_by("order.completed")
+@caught_by("order.completed", patience=1.5)
 class IsNeverCompleted(Arriving):
     def is_completed(self) -> bool:
         return False
 
 
-@caught_by("order.completed")
+@caught_by("order.completed", patience=1.5)
 class IsCompletedWaits(Arriving):
     def is_completed(self) -> bool:
         self.wait()
@@ -71,7 +71,7 @@ class _Later(Arriving):
         super().wait()
 
 
-@caught_by("order.waits")
+@caught_by("order.waits", patience=1.5)
 class AsyncVerbsStartInWait(Mail):
     def call(self, verb: str, letters: Mapping[int, Tensor], sources: Sequence[int]) -> list[str]:
         number = next(self.calls)
@@ -133,7 +133,7 @@ class _Latest:
         return found
 
 
-@caught_by("order.both_send")
+@caught_by("order.both_send", patience=1.5)
 class SendWaitsForItsReceiver(Mail):
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Arriving:
         self.check("exchange")
@@ -158,7 +158,7 @@ class EmptyMessagesAreSkippedByTheReceiver(Mail):
         return super().exchange(sends, [message for message in recvs if message.tensor.numel()])
 
 
-@caught_by("order.sent")
+@caught_by("order.sent", patience=1.5)
 class ExchangeIsOneOfTheVerbsThatAllCall(Mail):
     # A number that all verbs share, so that a message between two ranks puts the others out of step.
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Arriving:
@@ -188,13 +188,13 @@ class ReceivingFromAnyTakesAnyTag(Mail):
 # Barriers and groups.
 
 
-@caught_by("verbs.barrier")
+@caught_by("order.barrier")
 class BarrierDoesNotWait(Mail):
     def barrier(self) -> Arriving:
         return Arriving(self, "barrier", [])
 
 
-@caught_by("verbs.barrier")
+@caught_by("order.barrier")
 class BarrierWaitsForRankZeroOnly(Mail):
     def barrier(self) -> Arriving:
         arriving = super().barrier()
@@ -213,7 +213,7 @@ class _SharedHall(Hall):
         self._room = _rooms_by_ranks.setdefault(group.ranks, self._room)  # type: ignore[assignment]
 
 
-@caught_by("order.groups_interleaved")
+@caught_by("order.groups_interleaved", patience=1.5)
 class GroupsOfTheSameRanksShareTheirBoxes(MailBackend):
     post = _SharedHall
 
@@ -221,7 +221,7 @@ class GroupsOfTheSameRanksShareTheirBoxes(MailBackend):
 # Threads.
 
 
-@caught_by("order.beside")
+@caught_by("order.beside", patience=1.5)
 class ExchangeIsForOneThreadOnly(Mail):
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Arriving:
         self.sends = sends
@@ -231,7 +231,7 @@ class ExchangeIsForOneThreadOnly(Mail):
         return super().exchange(sends, recvs)
 
 
-@caught_by("order.receives_first")
+@caught_by("order.receives_first", patience=1.5)
 class ReceivingKeepsOtherThreadsFromSending(Mail):
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Arriving:
         lock = self.__dict__.setdefault("one", threading.Lock())
