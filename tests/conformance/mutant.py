@@ -30,14 +30,14 @@ class Mutant:
     backend: type[MailBackend]
     ranks: str = "threads"
     size: int = 3
-    patience: float = 60.0
+    patience: float = 20.0
 
 
 MUTANTS: dict[str, Mutant] = {}
 """All of them, by name."""
 
 
-def caught_by(check: str, *, ranks: str = "threads", size: int = 3, patience: float = 60.0) -> Callable[[T], T]:
+def caught_by(check: str, *, ranks: str = "threads", size: int = 3, patience: float = 20.0) -> Callable[[T], T]:
     """Make a mutant of a communicator, of what its verbs return, or of a backend, whose name says what is wrong."""
 
     def register(kind: T) -> T:

@@ -28,20 +28,20 @@ class ErrorsAreSwallowed(Arriving):
             self.error = None
 
 
-@caught_by("life.late_peer", patience=1.5)
+@caught_by("life.late_peer", patience=3.0)
 class TheTimeoutIsIgnored(Mail):
     def deadline(self) -> float:
         return time.monotonic() + 3600
 
 
-@caught_by("life.late_peer", patience=1.5)
+@caught_by("life.late_peer", patience=3.0)
 class TheTimeoutIsAnHourWhateverWasAsked(MailBackend):
     def open(self, group: Group) -> Communicator:
         longer = Group(group.ranks, group.rank, group.device, group.store, timedelta(hours=1), group.name)
         return super().open(longer)
 
 
-@caught_by("life.late_peer")
+@caught_by("life.late_peer", patience=3.0)
 class ALatePeerIsNoTimeoutError(Mail):
     def rest(self, verb: str, deadline: float, peer: int | None = None, name: str = "") -> None:
         try:
@@ -50,7 +50,7 @@ class ALatePeerIsNoTimeoutError(Mail):
             raise RuntimeError("something went wrong") from None
 
 
-@caught_by("life.late_peer")
+@caught_by("life.late_peer", patience=3.0)
 class ALatePeerEndsTheProgram(Mail):
     def rest(self, verb: str, deadline: float, peer: int | None = None, name: str = "") -> None:
         try:
@@ -230,7 +230,7 @@ class ThereAreNumbersForSoManyGroups(_Keeping):
 # What only processes have.
 
 
-@caught_by("life.dead_peer", ranks="processes")
+@caught_by("life.dead_peer", ranks="processes", patience=5.0)
 class ADeadPeerIsAwaitedForEver(Mail):
     def deadline(self) -> float:
         return time.monotonic() + 3600
@@ -239,17 +239,24 @@ class ADeadPeerIsAwaitedForEver(Mail):
         super().rest(verb, deadline)
 
 
-@caught_by("life.fork", ranks="processes")
-class AForkedProcessHangs(Mail):
-    def check(self, verb: str) -> None:
-        while os.getpid() != self.process:
-            time.sleep(0.1)
-        super().check(verb)
+class _AtFork(Mail):
+    """Does something in each process that is forked from its own."""
+
+    def __init__(self, group: Group, post: Post) -> None:
+        super().__init__(group, post)
+        os.register_at_fork(after_in_child=self.at_fork)
+
+    def at_fork(self) -> None:
+        raise NotImplementedError
 
 
 @caught_by("life.fork", ranks="processes")
-class AForkedProcessCleansUpForItsParent(Mail):
-    def close(self) -> None:
-        was_closed, self.is_closed = self.is_closed, True
-        if not was_closed:
-            self.post.close()
+class AForkedProcessCleansUpForItsParent(_AtFork):
+    def at_fork(self) -> None:
+        self.post.close()
+
+
+@caught_by("life.fork", ranks="processes")
+class AForkedProcessIsEnded(_AtFork):
+    def at_fork(self) -> None:
+        os._exit(7)

@@ -188,13 +188,13 @@ class ReceivingFromAnyTakesAnyTag(Mail):
 # Barriers and groups.
 
 
-@caught_by("order.barrier")
+@caught_by("verbs.barrier_waits", size=4)
 class BarrierDoesNotWait(Mail):
     def barrier(self) -> Arriving:
         return Arriving(self, "barrier", [])
 
 
-@caught_by("order.barrier")
+@caught_by("verbs.barrier_waits", size=4)
 class BarrierWaitsForRankZeroOnly(Mail):
     def barrier(self) -> Arriving:
         arriving = super().barrier()

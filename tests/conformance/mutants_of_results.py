@@ -309,7 +309,7 @@ class AllToAllForgetsItsOwnPart(Mail):
         return arriving
 
 
-@caught_by("verbs.all_to_all", patience=1.5)
+@caught_by("verbs.all_to_all", patience=0.5)
 class AllToAllSendsNothingOfSizeZero(Mail):
     # But the other side waits for it.
     def all_to_all(
@@ -384,7 +384,7 @@ class ScatterBeginsWithTheSecondPart(Mail):
         return super().scatter(output, input, src)
 
 
-@caught_by("verbs.send")
+@caught_by("verbs.send", patience=4.0)
 class LettersAreCutAt64KiB(Mail):
     def into(self, verb: str, targets: dict[str, Tensor]) -> Arriving:
         arriving = super().into(verb, targets)

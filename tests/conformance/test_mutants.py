@@ -9,13 +9,10 @@ import pytest
 from good_backend import FolderBackend, MailBackend
 from mutants import MUTANTS, Mutant
 
-from devices.testing.conformance.kit import CHECKS, conform, run_check
+from devices.testing.conformance.kit import CHECKS, conform, matching, run_check
 from devices.testing.conformance.subject import subject
 
 KNOWN = {check.name for check in CHECKS}
-
-SECONDS = 1.5
-"""How long a mutant is waited for: those that hang are to be caught by that."""
 
 
 @pytest.fixture
@@ -31,10 +28,11 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def failures(mutant: Mutant) -> list[str]:
     """Return what the mutant's check says of it."""
-    [check] = [check for check in CHECKS if check.name == mutant.check]
-    patience = SECONDS if mutant.ranks == "threads" else mutant.seconds
-    outcome = run_check(check, replace(subject(mutant.backend(), ranks=mutant.ranks), timeout=patience))
-    return [failure.what for failure in outcome.tally.failed]
+    [check] = matching(mutant.check)
+    whole = subject(mutant.backend(), ranks=mutant.ranks, quick=True, timeout=mutant.patience)
+    # One world is enough, and only the calls of the check's own verb.
+    on = replace(whole, sizes=(mutant.size,), kept={("verbs", mutant.size): None})
+    return [failure.what for failure in run_check(check, on).tally.failed]
 
 
 @pytest.mark.parametrize(

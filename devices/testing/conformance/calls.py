@@ -133,18 +133,19 @@ def _made(rank: int, seed: int, shape: tuple[int, ...], dtype: str, data: str) -
 
 
 def make(rank: int, seed: int, shape: Sequence[int], dtype: torch.dtype, data: str) -> torch.Tensor:
-    """Return what a rank gives: "bits" are any, "specials" are numbers with NaN, infinities and -0.0 among them."""
+    """Return what a rank gives: "bits" are any, "specials" any integers, or floats with NaN, infinities and -0.0."""
     chance, count = torch.Generator().manual_seed(1000 * seed + rank), math.prod(shape)
+    is_real, is_whole = dtype.is_floating_point, not dtype.is_floating_point and not dtype.is_complex
     if dtype == torch.bool:
         x = torch.randint(2, (count,), generator=chance) == 1
-    elif data == "bits" or (dtype.itemsize == 1 and dtype.is_floating_point):
+    elif data == "bits" or (dtype.itemsize == 1 and is_real) or (data == "specials" and is_whole):
         x = torch.randint(256, (count * dtype.itemsize,), generator=chance, dtype=torch.uint8).view(dtype)
-    elif not dtype.is_floating_point and not dtype.is_complex:
+    elif is_whole:
         x = torch.randint(10, (count,), generator=chance).to(dtype)
     else:
         x = torch.rand((count, 2), generator=chance, dtype=torch.float64) * 4 - 2
         x = (torch.view_as_complex(x) if dtype.is_complex else x[:, 0]).to(dtype)
-    if data == "specials" and dtype.is_floating_point:
+    if data != "numbers" and is_real and dtype.itemsize > 1:
         for place, special in enumerate((float("nan"), float("inf"), -float("inf"), -0.0)):
             x[(place + rank) % 5 :: 7] = special
     return x.reshape(tuple(shape))

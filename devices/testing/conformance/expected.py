@@ -88,7 +88,7 @@ class Answer:
         if self.bits is None:
             there = _long(found)
             with np.errstate(all="ignore"):
-                near = np.abs(there - self.value) <= self.bound
+                near = np.isfinite(self.value) & (np.abs(there - self.value) <= self.bound)
                 same = (there == self.value) | (np.isnan(there) & np.isnan(self.value))
             right = near | same
         elif self.is_moved or not self.dtype.is_floating_point:
@@ -163,6 +163,7 @@ def reduced(op: str, xs: Sequence[torch.Tensor]) -> Answer:
             bound = complexity * (count - 1 + (op == "avg")) * working * most
         # A little more, for the product of two roundings and for those of the long double.
         bound = 1.01 * (bound + rounding * np.abs(value)) + complexity * _smallest(dtype)
+        bound = np.where(np.isfinite(value), bound, np.longdouble(0))
     return Answer(None, np.asarray(value), np.asarray(bound), dtype)
 
 

@@ -84,11 +84,11 @@ def aborted_while_one_waits(world: devices.World) -> None:
         dist.destroy_process_group(group)
 
 
-def late_peers(world: devices.World) -> None:
+def late_peers(world: devices.World, seconds: int) -> None:
     if world.backend == "threads":
         raise unittest.SkipTest("needs ranks that wait by the clock: of ours as threads a deadlock is found at once")
     size, rank, device = world.size, world.rank, world.device
-    seconds, patience = 5, 40
+    patience = 8 * seconds
     last = size - 1
     devices.barrier()
     groups = [dist.new_group(list(range(size)), timeout=datetime.timedelta(seconds=seconds)) for _ in range(4)]
@@ -241,7 +241,7 @@ def _dead_peers(subject: Subject, tally: Tally) -> None:
         tally.skip("needs ranks that are processes: a thread cannot be killed")
     elif size is None:
         tally.skip(f"needs 2 ranks or more, and there may be {subject.sizes_in_words}")
-    elif (failure := killed(subject.name, dead_peers, size)) is not None:
+    elif (failure := killed(subject.name, dead_peers, size, 1.5 * subject.timeout)) is not None:
         tally.failed.append(failure)
     else:
         tally.prove()
@@ -255,7 +255,7 @@ CHECKS = [
     Check("life.dead_peer", "When a rank is killed, the verbs of the others are CollectiveErrors within the timeout.",
           _dead_peers),
     law("life.late_peer", "A verb whose peer does not come is a CollectiveTimeoutError that names rank and verb.",
-        late_peers),
+        late_peers, cases=lambda subject: ((max(1, min(5, int(subject.timeout / 3))),),)),
     law("life.fork", "In a forked child the rank's groups are errors, and the rank itself goes on.", a_forked_child),
     law("life.threads", "Verbs may be called on any thread of a rank, one thread after another.", other_threads),
 ]  # fmt: skip

@@ -22,7 +22,8 @@ _PATIENCE = 10.0
 
 def shown(subject: Subject, program: Program, wrong: Wrong) -> tuple[str, str]:
     """Return what is wrong, in words, and the smallest program found that shows it."""
-    program, wrong = smallest(program, wrong, lambda each: first_wrong(subject, each, min(_PATIENCE, subject.timeout)))
+    patience, seconds = min(_PATIENCE, subject.timeout), min(_SECONDS, subject.timeout / 2)
+    program, wrong = smallest(program, wrong, lambda each: first_wrong(subject, each, patience), seconds)
     who = f"rank {wrong.rank} of {program.size}: " if wrong.rank >= 0 else ""
     call = program.calls[min(wrong.place, len(program.calls) - 1)]
     op = f" of op {call.op}" if call.verb in REDUCING else ""

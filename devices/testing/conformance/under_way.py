@@ -94,34 +94,7 @@ def messages_from_any(world: devices.World) -> None:
         devices.barrier()
 
 
-def barriers_wait(world: devices.World) -> None:
-    size, rank, device = world.size, world.rank, world.device
-
-    def everyone(moment: int) -> list[int]:
-        told = torch.tensor(list(moment.to_bytes(8, "little")), dtype=torch.uint8, device=device)
-        found = devices.all_gather(told).cpu().view(size, 8)
-        return [int.from_bytes(bytes(each.tolist()), "little") for each in found]
-
-    for late in range(size):
-        for async_op in (False, True):
-            if rank == late:
-                time.sleep(0.03)
-            # The ranks are on one host, which has one such clock.
-            called = time.monotonic_ns()
-            work = devices.barrier(async_op=async_op)
-            if async_op:
-                work.wait()
-            returned = time.monotonic_ns()
-            calls, returns = everyone(called), everyone(returned)
-            assert max(calls) <= min(returns), (
-                f"rank {returns.index(min(returns))} came through a barrier, called with {async_op=}, "
-                f"{(max(calls) - min(returns)) / 1e6:.1f} ms before rank {calls.index(max(calls))} had called it"
-            )
-
-
 CHECKS = [
-    law("order.barrier", "No rank comes through a barrier before all have called it.", barriers_wait,
-        dtypes=("uint8",)),
     law("order.completed", "What is under way is not completed before all have called it, and is soon after.",
         complete_when_done),
     law("order.beside", "Messages may go while composed verbs of the same group are under way.", messages_beside_verbs,

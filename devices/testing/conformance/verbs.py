@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -94,12 +95,15 @@ def calls_of(verb: str, dtypes: Sequence[str], groups: int, size: int) -> Iterat
         # A third of them, another third of each shape's.
         if (layout == "transposed" and len(shape) < 2) or (at + at // 15) % 3 == size % 3:
             continue
-        op, dtype = likely[at % len(likely)]
-        dim = at % len(shape) - (len(shape) if at % 3 == 0 else 0) if shape and verb in (*JOINING, *SPLITTING) else 0
-        sizes = ((), (2, 0, 1), (0, 3), (1,))[at % 4] if shape and verb in (*JOINING, *SPLITTING) else ()
+        # Drawn, for what goes round in step never meets.
+        chance = random.Random(f"{verb} {at}")
+        op, dtype = chance.choice(likely)
+        shares = bool(shape) and verb in (*JOINING, *SPLITTING)
         yield Call(
-            verb, at % (groups + 1), op, dtype, shape, "numbers" if verb in REDUCING else "bits", next(seeds), layout,
-            dim, sizes, root=at, shift=1 + at % 2, out=out, wait=(0, 1, 3)[at % 3],
+            verb, chance.randrange(groups + 1), op, dtype, shape, "numbers" if verb in REDUCING else "bits",
+            next(seeds), layout, chance.randrange(-len(shape), len(shape)) if shares else 0,
+            chance.choice(((), (2, 0, 1), (0, 3), (1,))) if shares else (), root=at, shift=1 + at % 2, out=out,
+            wait=chance.choice((0, 1, 3)),
         )  # fmt: skip
     if verb in ("all_reduce", "broadcast", "permute"):
         for wait in (0, 2):
