@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         scatter,
         send,
     )
+    from devices._fabric_memory import empty
     from devices._fit import device
     from devices._flight import FlightRecord, flight
     from devices._hookspecs import hookimpl
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from devices._store import Store
     from devices._work import Work
     from devices._world import World, explain, init
+    from devices.fabric.host.meeting import open_shared_memory
 
 __version__ = "0.1.0"
 
@@ -77,6 +79,7 @@ _LAZY = {
         "devices._collectives",
     ),
     "device": "devices._fit",
+    "empty": "devices._fabric_memory",
     **dict.fromkeys(("FlightRecord", "flight"), "devices._flight"),
     "hookimpl": "devices._hookspecs",
     "observe": "devices._observing",
@@ -86,6 +89,7 @@ _LAZY = {
     "Store": "devices._store",
     "Work": "devices._work",
     **dict.fromkeys(("World", "explain", "init"), "devices._world"),
+    "open_shared_memory": "devices.fabric.host.meeting",
 }
 
 __all__ = [
@@ -120,6 +124,7 @@ __all__ = [
     "barrier",
     "broadcast",
     "device",
+    "empty",
     "errors",
     "explain",
     "flight",
@@ -128,6 +133,7 @@ __all__ = [
     "init",
     "links",
     "observe",
+    "open_shared_memory",
     "permute",
     "place",
     "recv",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from devices.errors import UnsupportedError
 
@@ -160,11 +160,33 @@ class Message:
         tensor: flat, contiguous, of dtype uint8; may be of size zero.
         peer: the other side's rank in the group; never one's own.
         tag: messages between two ranks with one tag arrive in the order sent; other tags are independent.
+        dtype: that of the program's tensor, for a transport that compares the two sides; None where it says nothing.
     """
 
     tensor: torch.Tensor
     peer: int
     tag: int = 0
+    dtype: torch.dtype | None = None
+
+
+class Asked(NamedTuple):
+    """What all ranks that make a collective call together must agree on.
+
+    Args:
+        verb: its name.
+        dtype: the tensors'; None for a barrier.
+        size: the number of elements of a rank's tensor, where that is the same on all ranks; else -1.
+        op: the reduce op, "" where there is none.
+        root: the source or the destination, -1 where there is none.
+        sizes: the elements of each rank's part, where they are not even; for permute, the pairs one after the other.
+    """
+
+    verb: str
+    dtype: torch.dtype | None
+    size: int = -1
+    op: str = ""
+    root: int = -1
+    sizes: tuple[int, ...] = ()
 
 
 class Communicator:
@@ -177,7 +199,27 @@ class Communicator:
     `UnsupportedError`; `recv_any`, which torch's programs may use, is composed from nothing. Ranks are those of the
     group. All ranks call the verbs of a group in the same order, `exchange` and `recv_any` alone excepted, which
     only pairs of ranks need to match.
+
+    Attributes:
+        blocking: whether its verbs, `exchange` and `recv_any` excepted, are done when they return: asynchronous ones
+            are then called on a thread of the group, one after the other.
+        reductions: what its own reductions take, where that is not what the device's `Capabilities` declare.
+        note: what carries the group, in words, for `devices.explain()`.
     """
+
+    blocking: ClassVar[bool] = False
+    reductions: Mapping[str, frozenset[torch.dtype]] | None = None
+    note: str = ""
+
+    def expect(self, call: Asked) -> None:
+        """Hear what the verb that this thread calls next is for, so that it can be compared with the peers' calls.
+
+        A communicator that compares overrides this and `agree`; the others are not told. Without a word before it, a
+        verb is what it was called with.
+        """
+
+    def agree(self) -> None:
+        """Compare what was expected with the peers at once: it is composed from other verbs, which come next."""
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
         """Start all sends and receives together; neither waits for the other, so two ranks may send at once.
@@ -231,6 +273,13 @@ class Communicator:
     def barrier(self) -> Pending:
         """Complete once every rank has called it."""
         raise _not_here(self, "barrier")
+
+    def survivors(self) -> tuple[tuple[int, ...], Store]:
+        """Return the ranks of the group that are still there after an error, and a new store that they share.
+
+        All of those call it; it may wait for one to come or die. The group is not used any more.
+        """
+        raise _not_here(self, "survivors")
 
     def abort(self) -> None:
         """Make every verb that is waiting here fail soon; callable from any thread, more than once."""

@@ -41,6 +41,7 @@ from devices._c10d_arguments import (
 from devices._c10d_work import DONE, DoneWork, PendingWork, Started
 from devices._monitored_barrier import monitored_barrier
 from devices._open import open_verbs
+from devices._store import Store
 from devices.algorithms.arithmetic import check_reduction
 from devices.algorithms.observed import AnyVerbs
 from devices.algorithms.verbs import Verbs
@@ -81,6 +82,15 @@ class DevicesGroup(dist.ProcessGroup):
         if verbs is None:
             verbs = self._open_lane(device_type)
         return _observing.observed(verbs, is_ours=is_ours) if _observing.is_on else verbs
+
+    @property
+    def note(self) -> str:
+        """What carries the group, in words; "" where its backend says nothing."""
+        return self._verbs[self.group.device.type].note
+
+    def survivors(self) -> tuple[tuple[int, ...], Store]:
+        """Return the ranks of the group that are still there after an error, and a store that they share."""
+        return self._verbs[self.group.device.type].survivors()
 
     def _open_lane(self, device_type: str) -> Verbs:
         """Open the CPU path of an accelerator's group when its first CPU tensor comes, on every rank alike."""

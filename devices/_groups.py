@@ -129,7 +129,7 @@ def _adopt(group: dist.ProcessGroup, kind: str) -> Verbs:
     ranks = tuple(dist.get_process_group_ranks(group))
     # torch keeps the group's timeout to itself, and applies it.
     seen = Group(ranks, dist.get_rank(group), me, Store(group.get_group_store()), timedelta.max, group.group_name)
-    capabilities = Capabilities(frozenset(), ProcessGroupCommunicator.reductions(transport))
+    capabilities = Capabilities(frozenset(), ProcessGroupCommunicator.reductions_of(transport))
     verbs = Verbs(ProcessGroupCommunicator(group), seen, capabilities)
     _adopted.setdefault(group, {})[kind] = verbs
     return verbs

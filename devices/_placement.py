@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.distributed.tensor.placement_types import Placement
 
+from devices._fabric_memory import empty
 from devices.errors import PlacementError, did_you_mean
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -20,11 +21,18 @@ Plan = Mapping[str, ParallelStyle | Placement | Mapping[str, Placement]]
 
 
 @overload
-def place(value: torch.Tensor, mesh: DeviceMesh, plan: None = None, **placements: Placement) -> DTensor: ...
+def place(
+    value: torch.Tensor, mesh: DeviceMesh, plan: None = None, *, fabric: bool = False, **placements: Placement
+) -> DTensor: ...
 @overload
 def place(value: Module, mesh: DeviceMesh, plan: Plan) -> Module: ...
 def place(
-    value: torch.Tensor | Module, mesh: DeviceMesh, plan: Plan | None = None, **placements: Placement
+    value: torch.Tensor | Module,
+    mesh: DeviceMesh,
+    plan: Plan | None = None,
+    *,
+    fabric: bool = False,
+    **placements: Placement,
 ) -> DTensor | Module:
     """Return `value` laid over `mesh`: a tensor as a DTensor, a module with its parameters replaced in place.
 
@@ -37,6 +45,7 @@ def place(
         plan: for a module, what becomes of it: name patterns, as `fnmatch` reads them, to one of torch's
             `ParallelStyle`s (the pattern names submodules, the mesh has one axis), to a placement (the pattern
             names parameters or buffers, the mesh has one axis), or to axis names with their placements.
+        fabric: for a tensor, lay this rank's part in memory that the peers of the host reach, as `devices.empty` does.
         placements: for a tensor, a placement for each axis; an axis that is not named is replicated.
 
     Raises:
@@ -49,7 +58,7 @@ def place(
     (Replicate(), Shard(dim=0))
     """
     if isinstance(value, nn.Module):
-        if placements or plan is None:
+        if placements or fabric or plan is None:
             raise PlacementError("a module is placed by a plan: place(module, mesh, {'*.weight': Shard(0)})")
         _place_module(value, mesh, plan)
         return value
@@ -57,7 +66,18 @@ def place(
         raise PlacementError(f"place() takes a tensor or a module, got {type(value).__name__}")
     if plan is not None:
         raise PlacementError("a tensor is placed by axis: place(x, mesh, tp=Shard(0)); a plan is for a module")
-    return _place_tensor(value, mesh, placements)
+    placed = _place_tensor(value, mesh, placements)
+    return _in_fabric_memory(placed) if fabric else placed
+
+
+def _in_fabric_memory(placed: DTensor) -> DTensor:
+    local = placed.to_local().detach()
+    moved = empty(*local.shape, dtype=local.dtype, fabric=True).copy_(local)
+    laid = DTensor.from_local(
+        moved, placed.device_mesh, placed.placements, run_check=False, shape=placed.shape, stride=placed.stride()
+    )
+    laid.requires_grad_(placed.requires_grad)
+    return laid
 
 
 def _place_tensor(tensor: torch.Tensor, mesh: DeviceMesh, placements: Mapping[str, Placement]) -> DTensor:

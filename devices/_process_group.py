@@ -45,15 +45,17 @@ class ProcessGroupCommunicator(Communicator):
 
     Args:
         process_group: for instance `torch.distributed.ProcessGroupGloo(store, rank, size, timeout)`.
+        note: what `explain` says of it.
     """
 
-    def __init__(self, process_group: Any) -> None:
+    def __init__(self, process_group: Any, note: str = "") -> None:
         self._group = process_group
         self._is_gloo = type(process_group).__name__ == "ProcessGroupGloo"
+        self.note = note
         self._all_gather, self._reduce_scatter, self._all_to_all = _torch.flat_verbs(process_group)
 
     @staticmethod
-    def reductions(transport: str) -> Mapping[str, frozenset[torch.dtype]]:
+    def reductions_of(transport: str) -> Mapping[str, frozenset[torch.dtype]]:
         """Return what torch's backend `transport` ("gloo", "nccl") reduces exactly as torch's arithmetic does."""
         return MappingProxyType(_REDUCTIONS.get(transport, {}))
 

@@ -17,7 +17,7 @@ from devices._packing import Tensor, Tensors
 from devices._work import Together, Work
 from devices.algorithms.arithmetic import MEANINGFUL, check_reduction
 from devices.algorithms.executor import COLLECTIVE_TAG
-from devices.errors import ArgumentError, DevicesError, UnsupportedError
+from devices.errors import ArgumentError, DevicesError, RaceError, UnsupportedError
 
 Shares = Callable[[Tensor, int], tuple[Sequence[int], Sequence[int]]]
 """From a tensor and its dim: along it, the sizes of the parts that it goes in, and of those that it comes back in."""
@@ -250,7 +250,11 @@ class Verb:
                 pendings.append(pending)
                 flats.append(flat)
 
+        unchanged = self._watch_inputs(targets) if async_op else None
+
         def finish() -> Any:
+            if unchanged is not None:
+                unchanged()
             if not here:
                 return None
             # A `Work` may be waited for in another grad mode.
@@ -258,6 +262,29 @@ class Verb:
                 return self.rebuild(self._unpacked(flats, targets))
 
         return Work(Together(pendings), finish) if async_op else finish()
+
+    def _watch_inputs(self, targets: Sequence[Tensor] | None = None) -> Callable[[], None]:
+        """Return what raises if one of the tensors was changed in place since: the verb may have read either.
+
+        Those that the verb itself writes are left out.
+        """
+        written = {target.untyped_storage().data_ptr() for target in targets or ()}
+        seen = [
+            (tensor, tensor._version)
+            for tensor in self.tensors
+            if not tensor.is_inference() and tensor.untyped_storage().data_ptr() not in written
+        ]
+
+        def check() -> None:
+            for tensor, version in seen:
+                if tensor._version != version:
+                    raise self.error(
+                        "a tensor was changed in place after the verb had been started and before it was waited for; "
+                        "wait for its work first, or pass a clone",
+                        RaceError,
+                    )
+
+        return check
 
     def send(self, dst: int, tag: int, async_op: bool) -> Any:
         """Send to rank `dst`."""
@@ -271,7 +298,7 @@ class Verb:
                 compiled_send(job.given, dst, tag, self._group_name)
             return None
         pendings = [self.verbs.send(in_memory(job.given), dst, tag, async_op=async_op) for job in self._jobs]
-        return Work(Together(pendings), lambda: None) if async_op else None
+        return Work(Together(pendings), self._watch_inputs()) if async_op else None
 
     def recv(self, src: int, tag: int, out: Tensors | None, async_op: bool) -> Any:
         """Receive from rank `src`."""

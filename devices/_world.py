@@ -22,7 +22,8 @@ from devices._mesh import mesh_shape
 from devices._open import my_device
 from devices._roll_call import call_the_roll, check_alone, shared_store
 from devices._store import Store
-from devices.errors import ArgumentError, WorldError
+from devices.errors import ArgumentError, UnsupportedError, WorldError
+from devices.fabric.host import open_here
 
 if TYPE_CHECKING:
     from devices._backend import Device
@@ -84,9 +85,37 @@ class World:
             if sys.excepthook is self._hooks[1]:
                 sys.excepthook = self._hooks[0]
 
+    def recover(self) -> World:
+        """Return a new world of the ranks that are still there, after an error has closed this one for good.
+
+        Each of them calls it, and it waits until every other one has, or has died. They keep their order and are
+        numbered anew; meshes and groups are to be made again, and what this world's tensors hold is theirs to say.
+
+        Raises:
+            UnsupportedError: the backend cannot: the CPU backend can where all ranks are on one host.
+            CollectiveTimeoutError: a rank neither died nor came within the timeout.
+            WorldError: the world is closed.
+        """
+        self._check_open()
+        group = _default_group()
+        if not isinstance(group, DevicesGroup) or not self._owns_group:
+            raise UnsupportedError(
+                f"rank {self.rank} of {self.size}: a process group that was adopted is not recovered"
+            )
+        ranks, store = group.survivors()
+        timeout = group.group.timeout
+        self.close()
+        note = f"ranks {', '.join(map(str, ranks))} of a world of {self.size} went on after an error"
+        rank, size = ranks.index(self.rank), len(ranks)
+        world = _open_world(self._choice, _my_device(self._choice), store.torch, rank, size, timeout, note)
+        _open[_default_group()] = world
+        return world
+
     def explain(self) -> str:
-        """Return which backend was chosen and why, and how the ranks found each other."""
-        return f"{self._choice}\nrank {self.rank} of {self.size} on {self.device}: {self._note}"
+        """Return which backend was chosen and why, how the ranks found each other, and what carries their messages."""
+        group = _default_group() if self._is_open else None
+        carried = f"; {group.note}" if isinstance(group, DevicesGroup) and group.note else ""
+        return f"{self._choice}\nrank {self.rank} of {self.size} on {self.device}: {self._note}{carried}"
 
     @property
     def _is_open(self) -> bool:
@@ -102,6 +131,8 @@ class World:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None:
+            open_here.tell(error)
         self.close()
 
     def __repr__(self) -> str:
@@ -161,10 +192,22 @@ def _launch(asked: str, timeout: timedelta) -> World:
     meet = functools.cache(lambda: _rendezvous(timeout))
     choice = told.choice if (told := launch()) else _registry.choose(asked, lambda: Store(meet()[0]))
     _autoload.register()
+    device = _my_device(choice)
+    store, rank, size, note = meet()
+    return _open_world(choice, device, store, rank, size, timeout, note)
+
+
+def _my_device(choice: _registry.Choice) -> Device:
+    """Return this process's device, which torch then makes its tensors on."""
     device = my_device(choice.backend)
     if device.type != "cpu":
         torch.get_device_module(device.type).set_device(device.index)
-    store, rank, size, note = meet()
+    return device
+
+
+def _open_world(
+    choice: _registry.Choice, device: Device, store: dist.Store, rank: int, size: int, timeout: timedelta, note: str
+) -> World:
     hook = sys.excepthook
     dist.init_process_group("devices", store=store, rank=rank, world_size=size, timeout=timeout, pg_options=choice)
     world = World(choice, device, owns_group=True, note=note)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, final
 
 import torch
 
-from devices._backend import Pending
-from devices._flight import VERB, GroupRecorder, Record, end
+from devices._backend import Asked, Communicator, Pending
+from devices._flight import DTYPE, NUMEL, OP, ROOT, VERB, GroupRecorder, Record, end
 from devices.algorithms.started import DONE, Started, fail
 from devices.algorithms.worker import Job, Worker
 from devices.errors import CollectiveError
@@ -27,19 +27,32 @@ class Runner:
     Args:
         flight: records the group's calls.
         device: where this rank's tensors live.
+        communicator: carries the verbs.
     """
 
-    def __init__(self, flight: GroupRecorder, device: torch.device) -> None:
+    def __init__(self, flight: GroupRecorder, device: torch.device, communicator: Communicator) -> None:
         self._group = flight.group
         self._flight = flight
         self._device = device
+        self._blocks = communicator.blocking
+        # None where nobody compares the ranks' calls.
+        self._expect = None if type(communicator).expect is Communicator.expect else communicator.expect
+        self._agree = communicator.agree
         self.worker: Worker | None = None
 
     def hand_on(self, record: Record, start: Callable[..., Pending], args: tuple[Any, ...], async_op: bool) -> Pending:
         """Run a verb of the communicator's own that needs nothing before or after."""
-        if self.worker is not None and self.worker.is_busy:
-            return self._enqueue(record, lambda: _wait(start(*args)), async_op)
+        if (async_op and self._blocks) or (self.worker is not None and self.worker.is_busy):
+
+            def run() -> None:
+                if self._expect is not None:
+                    self._expect(_asked(record))
+                start(*args).wait()
+
+            return self._enqueue(record, run, async_op)
         try:
+            if self._expect is not None:
+                self._expect(_asked(record))
             pending = start(*args)
             if async_op:
                 return Started(self._flight, record, pending)
@@ -51,9 +64,11 @@ class Runner:
 
     def native(self, record: Record, start: Callable[[], Start], async_op: bool) -> Pending:
         """Run a reduction of the communicator's own."""
-        if self.worker is not None and self.worker.is_busy:
+        if (async_op and self._blocks) or (self.worker is not None and self.worker.is_busy):
 
             def run() -> None:
+                if self._expect is not None:
+                    self._expect(_asked(record))
                 pending, finish = start()
                 pending.wait()
                 if finish is not None:
@@ -61,6 +76,8 @@ class Runner:
 
             return self._enqueue(record, run, async_op)
         try:
+            if self._expect is not None:
+                self._expect(_asked(record))
             pending, finish = start()
             if async_op:
                 return Started(self._flight, record, pending, finish)
@@ -72,13 +89,24 @@ class Runner:
         end(record)
         return DONE
 
-    def compose(self, record: Record, run: Callable[[], None], async_op: bool) -> Pending:
-        """Run a verb that this process itself carries through."""
+    def compose(self, record: Record, run: Callable[[], None], async_op: bool, sizes: Sequence[int] = ()) -> Pending:
+        """Run a verb that this process itself carries through; `sizes` are those of `Asked`."""
+        if self._expect is not None:
+            run = partial(self._run_agreed, self._expect, _asked(record, sizes), run)
         if async_op or (self.worker is not None and self.worker.is_busy):
             return self._enqueue(record, run, async_op)
         with torch.no_grad():
             self._guard(record, run)
         return DONE
+
+    def nothing(self, record: Record, async_op: bool, sizes: Sequence[int] = ()) -> Pending:
+        """Run a verb that has nothing to do: whether the peers called the same may be compared all the same."""
+        return self.compose(record, lambda: None, async_op and self._expect is not None, sizes)
+
+    def _run_agreed(self, expect: Callable[[Asked], None], asked: Asked, run: Callable[[], None]) -> None:
+        expect(asked)
+        self._agree()
+        run()
 
     def abort(self) -> None:
         """Start nothing more of what is queued or composed."""
@@ -110,5 +138,10 @@ class Runner:
         end(record)
 
 
-def _wait(pending: Pending) -> None:
-    pending.wait()
+def _asked(record: Record, sizes: Sequence[int] = ()) -> Asked:
+    """Return what the ranks must agree on, of a call that is on record."""
+    verb = record[VERB]
+    # What goes from one rank to another in an all_to_all both of them know, and the others do not.
+    has_size = record[DTYPE] is not None and verb != "all_to_all" and (verb == "permute" or not sizes)
+    size = record[NUMEL] if has_size else -1
+    return Asked(verb, record[DTYPE], size, record[OP], record[ROOT], tuple(sizes))

@@ -46,6 +46,12 @@ def fail(flight: GroupRecorder, record: Record, error: Exception) -> NoReturn:
     raise wrapped from error
 
 
+def go_on_beside(pending: Pending) -> None:
+    """Tell messages on their way that the program goes on beside them, if they want to know."""
+    if (tell := getattr(pending, "go_on_beside", None)) is not None:
+        tell()
+
+
 @final
 class Started:
     """A verb of the communicator's own on its way, its errors wrapped.

@@ -11,17 +11,18 @@ import torch
 from devices._backend import Capabilities, Communicator, Group, Message, Pending, PendingFrom
 from devices._flight import VERB, Record, end
 from devices._flight_files import join
+from devices._store import Store
 from devices.algorithms import forked
 from devices.algorithms.arithmetic import MEANINGFUL, Carrier, check_reduction
 from devices.algorithms.as_bytes import as_bytes, copy_alone, scaled
 from devices.algorithms.by_gather import native_carrier
+from devices.algorithms.lines import caller
 from devices.algorithms.lowerings import compose, own_verbs
 from devices.algorithms.requirements import Requirements
 from devices.algorithms.runner import Runner, Start
-from devices.algorithms.started import DONE, Started, StartedFrom, fail, failure
+from devices.algorithms.started import DONE, Started, StartedFrom, fail, failure, go_on_beside
 from devices.algorithms.transport import Transport
-from devices.errors import DevicesError, PluginError
-from devices.fabric.mark import caller
+from devices.errors import DevicesError, PluginError, UnsupportedError
 
 Tensor = torch.Tensor
 
@@ -71,17 +72,25 @@ class Verbs:
         self.flight = join(group, caller)
         self._lowered = compose(communicator)
         self._own = own_verbs(communicator)
-        self._runner = Runner(self.flight, device)
-        self._on = Transport(communicator, self._rank, self._size, device, capabilities.reductions)
+        self._runner = Runner(self.flight, device, communicator)
+        self._on = Transport(
+            communicator, self._rank, self._size, device, communicator.reductions or capabilities.reductions
+        )
         self._start_all_reduce = communicator.all_reduce
         forked.watch(self)
+        self._blocks = communicator.blocking
 
     def all_reduce(self, tensor: Tensor, op: str = "sum", *, async_op: bool = False) -> Pending:
         """Replace `tensor` by the reduction over all ranks, the same bits on every rank."""
         pair = op, tensor.dtype
         if pair in self._alone:
             return DONE
-        if pair in self._direct and ((worker := self._runner.worker) is None or not worker.is_busy) and tensor.numel():
+        if (
+            pair in self._direct
+            and ((worker := self._runner.worker) is None or not worker.is_busy)
+            and tensor.numel()
+            and not (async_op and self._blocks)
+        ):
             if tensor.requires_grad:
                 tensor = tensor.detach()
             record = self.flight.begin("all_reduce", tensor.dtype, tensor.numel(), op)
@@ -96,9 +105,10 @@ class Verbs:
             return DONE
         self._require.open("all_reduce", tensor.dtype)
         check_reduction(op, tensor.dtype)
+        record = self._begin("all_reduce", tensor, op)
         if not tensor.numel():
-            return DONE
-        carrier, record = self._native_carrier("all_reduce", op, tensor.dtype), self._begin("all_reduce", tensor, op)
+            return self._runner.nothing(record, async_op)
+        carrier = self._native_carrier("all_reduce", op, tensor.dtype)
         if carrier is not None:
             if not carrier.hops:
                 self._direct.add(pair)
@@ -122,13 +132,13 @@ class Verbs:
         self._require.same_dtype(verb, output, input)
         if self._size == 1:
             return copy_alone(input, output)
+        record, args, uneven = self._begin(verb, input), (as_bytes(output), as_bytes(input)), () if is_even else sizes
         if not output.numel():
-            return DONE
-        record, args = self._begin(verb, input), (as_bytes(output), as_bytes(input))
+            return self._runner.nothing(record, async_op, uneven)
         if is_even and verb in self._own:
             self._gathered.add(input.dtype)
             return self._runner.hand_on(record, self._on.communicator.all_gather, args, async_op)
-        return self._move(record, (*args, scaled(sizes, output)), async_op)
+        return self._move(record, (*args, scaled(sizes, output)), async_op, uneven)
 
     def reduce_scatter(
         self,
@@ -149,13 +159,14 @@ class Verbs:
         self._require.same_dtype(verb, output, input)
         if self._size == 1:
             return copy_alone(input, output)
+        record, uneven = self._begin(verb, input, op), () if is_even else sizes
         if not input.numel():
-            return DONE
+            return self._runner.nothing(record, async_op, uneven)
         carrier = self._native_carrier(verb, op, input.dtype) if is_even else None
-        record = self._begin(verb, input, op)
         if carrier is not None:
             return self._runner.native(record, partial(self._reduce_scatter_carried, carrier, output, input), async_op)
-        return self._runner.compose(record, partial(self._reduce_scatter_composed, output, input, op, sizes), async_op)
+        run = partial(self._reduce_scatter_composed, output, input, op, sizes)
+        return self._runner.compose(record, run, async_op, uneven)
 
     def all_to_all(
         self,
@@ -194,9 +205,11 @@ class Verbs:
         verb = "broadcast"
         self._require.open(verb, tensor.dtype)
         self._require.rank(verb, "src", src)
-        if self._size == 1 or not tensor.numel():
+        if self._size == 1:
             return DONE
         data, record = as_bytes(tensor), self._begin(verb, tensor, "", src)
+        if not tensor.numel():
+            return self._runner.nothing(record, async_op)
         if verb in self._own:
             return self._runner.hand_on(record, self._on.communicator.broadcast, (data, src), async_op)
         return self._move(record, (data, src), async_op)
@@ -207,9 +220,12 @@ class Verbs:
         self._require.open(verb, tensor.dtype)
         self._require.rank(verb, "dst", dst)
         check_reduction(op, tensor.dtype)
-        if self._size == 1 or not tensor.numel():
+        if self._size == 1:
             return DONE
-        carrier, record = self._native_carrier(verb, op, tensor.dtype), self._begin(verb, tensor, op, dst)
+        record = self._begin(verb, tensor, op, dst)
+        if not tensor.numel():
+            return self._runner.nothing(record, async_op)
+        carrier = self._native_carrier(verb, op, tensor.dtype)
         if carrier is not None:
             return self._runner.native(record, partial(self._reduce_carried, carrier, tensor, dst), async_op)
         return self._runner.compose(record, partial(self._reduce_composed, tensor, op, dst), async_op)
@@ -234,15 +250,13 @@ class Verbs:
             self._require.same_dtype(verb, output, input)
             if self._size == 1:
                 return copy_alone(input, output)
+        args = None if output is None else as_bytes(output), as_bytes(input), dst
+        record, uneven = self._begin(verb, input, "", dst), () if is_even else sizes
         if not sum(sizes):
-            return DONE
-        args, record = (
-            (None if output is None else as_bytes(output), as_bytes(input), dst),
-            self._begin(verb, input, "", dst),
-        )
+            return self._runner.nothing(record, async_op, uneven)
         if is_even and verb in self._own:
             return self._runner.hand_on(record, self._on.communicator.gather, args, async_op)
-        return self._move(record, (*args, scaled(sizes, input)), async_op)
+        return self._move(record, (*args, scaled(sizes, input)), async_op, uneven)
 
     def scatter(
         self,
@@ -264,13 +278,13 @@ class Verbs:
             self._require.same_dtype(verb, output, input)
             if self._size == 1:
                 return copy_alone(input, output)
-        if not sum(sizes):
-            return DONE
         args = as_bytes(output), None if input is None else as_bytes(input), src
-        record = self._begin(verb, output if input is None else input, "", src)
+        record, uneven = self._begin(verb, output, "", src), () if is_even else sizes
+        if not sum(sizes):
+            return self._runner.nothing(record, async_op, uneven)
         if is_even and verb in self._own:
             return self._runner.hand_on(record, self._on.communicator.scatter, args, async_op)
-        return self._move(record, (*args, scaled(sizes, output)), async_op)
+        return self._move(record, (*args, scaled(sizes, output)), async_op, uneven)
 
     def permute(
         self, output: Tensor | None, input: Tensor, pairs: Sequence[tuple[int, int]], *, async_op: bool = False
@@ -295,10 +309,13 @@ class Verbs:
                 return copy_alone(input, output)
         else:
             output = None
-        if self._size == 1 or not input.numel():
+        if self._size == 1:
             return DONE
+        record, flat = self._begin(verb, input), [rank for pair in pairs for rank in pair]
+        if not input.numel():
+            return self._runner.nothing(record, async_op, flat)
         args = None if output is None else as_bytes(output), as_bytes(input), pairs
-        return self._move(self._begin(verb, input), args, async_op)
+        return self._move(record, args, async_op, flat)
 
     def barrier(self, *, async_op: bool = False) -> Pending:
         """Be done once every rank has called it."""
@@ -330,6 +347,7 @@ class Verbs:
         record = self.flight.begin_message("recv_any", tensor.dtype, tensor.numel(), -1)
         try:
             pending = communicator.recv_any(as_bytes(tensor), tag)
+            go_on_beside(pending)
         except Exception as error:
             fail(self.flight, record, error)
         return StartedFrom(Started(self.flight, record, pending), pending)
@@ -337,6 +355,17 @@ class Verbs:
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, async_op: bool = False) -> Pending:
         """Do all sends and receives together, of tensors of any dtype; neither waits for the other."""
         return self._exchange("exchange", sends, recvs, async_op)
+
+    @property
+    def note(self) -> str:
+        """What carries the group, in words."""
+        return "" if self._communicator is None else self._communicator.note
+
+    def survivors(self) -> tuple[tuple[int, ...], Store]:
+        """Return the ranks of the group that are still there after an error, and a store that they share."""
+        if self._communicator is None:
+            raise UnsupportedError(f"{self.group}: a group of one has nobody to recover with; open another world")
+        return self._communicator.survivors()
 
     def abort(self) -> None:
         """Make every verb that is waiting here fail soon, and what is queued with it; callable from any thread."""
@@ -376,9 +405,9 @@ class Verbs:
     def _begin(self, verb: str, tensor: Tensor, op: str = "", root: int = -1) -> Record:
         return self.flight.begin(verb, tensor.dtype, tensor.numel(), op, root)
 
-    def _move(self, record: Record, args: tuple[object, ...], async_op: bool) -> Pending:
+    def _move(self, record: Record, args: tuple[object, ...], async_op: bool, sizes: Sequence[int] = ()) -> Pending:
         """Compose a verb that only moves data."""
-        return self._runner.compose(record, partial(self._lowered[record[VERB]].run, self._on, *args), async_op)
+        return self._runner.compose(record, partial(self._lowered[record[VERB]].run, self._on, *args), async_op, sizes)
 
     def _exchange(self, verb: str, sends: Sequence[Message], recvs: Sequence[Message], async_op: bool) -> Pending:
         self._require.open(verb)
@@ -389,14 +418,15 @@ class Verbs:
             return DONE
         if "exchange" not in self._own:
             raise self._require.no_messages(verb, self._communicator)
-        out = [Message(as_bytes(message.tensor), message.peer, message.tag) for message in sends]
-        into = [Message(as_bytes(message.tensor), message.peer, message.tag) for message in recvs]
+        out = [_in_bytes(message) for message in sends]
+        into = [_in_bytes(message) for message in recvs]
         first, *others = *sends, *recvs
         numel = sum(message.tensor.numel() for message in (first, *others))
         record = self.flight.begin_message(verb, first.tensor.dtype, numel, -1 if others else first.peer)
         try:
             pending = self._on.communicator.exchange(out, into)
             if async_op:
+                go_on_beside(pending)
                 return Started(self.flight, record, pending)
             pending.wait()
         except Exception as error:
@@ -448,3 +478,7 @@ class Verbs:
         target = carrier.encode(output) if carrier.shares else data.new_empty(output.numel() * carrier.factor)
         lowering.run(self._on, target, data, carrier.op, [count * carrier.factor for count in counts])
         carrier.decode(target, output, self._size)
+
+
+def _in_bytes(message: Message) -> Message:
+    return Message(as_bytes(message.tensor), message.peer, message.tag, message.tensor.dtype)

@@ -12,6 +12,7 @@ from typing import final
 import torch
 
 from devices.algorithms.concurrency import Queue, concurrency
+from devices.algorithms.lines import caller, speak_for
 
 
 @final
@@ -25,6 +26,7 @@ class Job:
 
     def __init__(self, run: Callable[[], None], device: torch.device) -> None:
         self._run: Callable[[], None] | None = run
+        self._line = caller()
         self._inference = torch.is_inference_mode_enabled()
         self._stream = None if device.type == "cpu" else torch.accelerator.current_stream(device)
         self._done = concurrency().event()
@@ -33,6 +35,7 @@ class Job:
     def run(self) -> None:
         """Do it."""
         assert self._run is not None
+        speak_for(self._line)
         try:
             with (
                 self._stream or contextlib.nullcontext(),

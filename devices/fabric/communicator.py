@@ -14,11 +14,12 @@ from devices.algorithms.arithmetic import LOCAL
 from devices.algorithms.choose import choose
 from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.algorithms.layout import Layout
+from devices.algorithms.lines import caller
 from devices.algorithms.schedule import Schedule
 from devices.errors import CollectiveError
 from devices.fabric import executor, through_root
 from devices.fabric.interface import Fabric
-from devices.fabric.mark import Mark, caller
+from devices.fabric.mark import Mark
 from devices.fabric.pairs import Pairs
 from devices.fabric.progress import FabricWork, Progress, Steps
 from devices.fabric.through_root import Call, Results

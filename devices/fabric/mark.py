@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import operator
-import sys
-import sysconfig
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from types import FrameType
 from typing import final
 
 from devices.errors import MismatchError
-
-NOWHERE = "no line of the program"
-
-# Frames of these are not the program's: ours, the standard library's and, below, those of installed packages.
-_OTHERS = (f"{Path(__file__).parents[1]}/", f"{sysconfig.get_path('stdlib')}/", "<")
 
 
 @final
@@ -34,6 +25,7 @@ class Mark:
         root: the source or the destination, -1 where there is none.
         rank: the rank that calls, in the world.
         line: where in the program, "file:line".
+        sizes: the elements of each rank's part, where they are not even.
     """
 
     verb: str
@@ -45,6 +37,7 @@ class Mark:
     root: int
     rank: int
     line: str
+    sizes: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{self.size} {self.dtype}" if self.size >= 0 else self.dtype]
@@ -54,7 +47,9 @@ class Mark:
         return f"{self.verb}{space}({', '.join(filter(None, parts))}) in group {self.group!r}{number}"
 
 
-_COMPARED = tuple(field.name for field in fields(Mark) if field.name not in ("group", "rank", "line"))
+# The first that differs is told: uneven sizes before the size, which they leave open.
+_COMPARED = ("verb", "number", "dtype", "sizes", "size", "op", "root")
+assert {*_COMPARED, "group", "rank", "line"} == {field.name for field in fields(Mark)}
 
 _compared = operator.attrgetter(*_COMPARED)
 
@@ -71,11 +66,19 @@ def difference(marks: Mapping[int, Mark]) -> str | None:
             by_value.setdefault(getattr(mark, field), []).append(rank)
         if len(by_value) > 1:
             values = "; ".join(
-                f"{value!r} on rank{'s' if len(ranks) > 1 else ''} {_listed(ranks)} ({marks[ranks[0]].line})"
+                f"{_told(value)} on rank{'s' if len(ranks) > 1 else ''} {_listed(ranks)} "
+                f"({', '.join(dict.fromkeys(marks[rank].line for rank in ranks[:8]))})"
                 for value, ranks in sorted(by_value.items(), key=lambda item: len(item[1]))
             )
             return f"the ranks' calls differ in {field}: {values}"
     return None
+
+
+def _told(value: Hashable) -> str:
+    if value == ():
+        return "even"
+    # A verb that says nothing of a size has -1.
+    return "none" if value == -1 else repr(value)
 
 
 def check_alike(mine: Mark, other: Mark) -> None:
@@ -91,22 +94,3 @@ def check_alike(mine: Mark, other: Mark) -> None:
 def _listed(ranks: list[int]) -> str:
     shown = ", ".join(map(str, ranks[:8]))
     return f"{shown} and {len(ranks) - 8} more" if len(ranks) > 8 else shown
-
-
-def caller() -> str:
-    """Return the line of the program that led here."""
-    return line_of(sys._getframe(1))
-
-
-def line_of(frame: FrameType | None) -> str:
-    """Return "file:line" of the innermost frame, from `frame` outwards, that is the program's."""
-    while frame is not None:
-        if is_of_program(name := frame.f_code.co_filename):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return NOWHERE
-
-
-def is_of_program(file: str) -> bool:
-    """Return whether a file of code is the program's: neither ours, nor the standard library's, nor installed."""
-    return not (file.startswith(_OTHERS) or "/site-packages/" in file)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from types import TracebackType
 
+from devices.algorithms.lines import NOWHERE, is_of_program, line_of
 from devices.errors import DeadlockError, MismatchError
-from devices.fabric.mark import NOWHERE, Mark, difference, is_of_program, line_of
+from devices.fabric.mark import Mark, difference
 from devices.fabric.progress import FabricWork, Progress
 from devices.testing._baton import Baton, Seen
 from devices.testing._entrance import entrance

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from devices import _observing
 from devices._backend import Group
 from devices._observer import Called, Ended, Observer
+from devices.algorithms.lines import caller
 from devices.catalogue import Target, load
 from devices.errors import UnsupportedError
-from devices.fabric.mark import caller
 from devices.testing._memory import Memory
 from devices.testing._report import COMPOSED, NATIVE, REFUSED, Asked, Report
 

@@ -21,6 +21,7 @@ from devices._launch import Launch, tell
 from devices._registry import Choice
 from devices._world import init
 from devices.algorithms.concurrency import use
+from devices.algorithms.lines import line_of
 from devices.errors import (
     ArgumentError,
     CollectiveTimeoutError,
@@ -29,7 +30,6 @@ from devices.errors import (
     UnsupportedError,
     WorldError,
 )
-from devices.fabric.mark import line_of
 from devices.fabric.progress import Progress
 from devices.testing._alike import difference
 from devices.testing._baton import Baton, Released, Task

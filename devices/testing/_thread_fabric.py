@@ -12,9 +12,10 @@ from typing import final
 import torch
 
 from devices._backend import Group
+from devices.algorithms.lines import caller
 from devices.errors import CollectiveError, MismatchError, RaceError
 from devices.fabric.interface import AnyOf, Condition, Fabric, Raised
-from devices.fabric.mark import Mark, caller
+from devices.fabric.mark import Mark
 from devices.fabric.pairs import Sent
 from devices.testing._baton import Baton
 

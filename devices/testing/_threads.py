@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 from devices.algorithms.concurrency import use
-from devices.fabric.mark import line_of
+from devices.algorithms.lines import line_of
 from devices.testing._baton import Baton, Task
 from devices.testing._entrance import entrance
 

@@ -19,7 +19,7 @@ _DTYPES = (
 
 @final
 class CPUBackend(Backend):
-    """Processes on the CPUs of one host or of several, gloo carrying what passes between them."""
+    """Processes on the CPUs of one host, which share memory, or of several, gloo carrying what passes between them."""
 
     name = "cpu"
     device_type = "cpu"
@@ -41,18 +41,26 @@ class CPUBackend(Backend):
 
         return Capabilities(
             dtypes=frozenset(getattr(torch, name) for name in _DTYPES),
-            reductions=MappingProxyType(dict(ProcessGroupCommunicator.reductions("gloo"))),
+            reductions=MappingProxyType(dict(ProcessGroupCommunicator.reductions_of("gloo"))),
         )
 
     def open(self, group: Group) -> Communicator:
-        from torch.distributed import ProcessGroupGloo
+        from devices import open_shared_memory
 
-        from devices import ProcessGroupCommunicator
+        opened = open_shared_memory(group)
+        return _gloo(group, opened) if isinstance(opened, str) else opened
 
-        gloo = ProcessGroupGloo(group.store.torch, group.rank, group.size, group.timeout)
-        # A rank that has connected and leaves at once would break the peers that are still connecting.
-        gloo.barrier().wait()  # type: ignore[attr-defined]  # not in the stubs
-        return ProcessGroupCommunicator(gloo)
+
+def _gloo(group: Group, reason: str) -> Communicator:
+    """Return what carries a group whose ranks cannot share memory, for that `reason`."""
+    from torch.distributed import ProcessGroupGloo
+
+    from devices import ProcessGroupCommunicator
+
+    gloo = ProcessGroupGloo(group.store.torch, group.rank, group.size, group.timeout)
+    # A rank that has connected and leaves at once would break the peers that are still connecting.
+    gloo.barrier().wait()  # type: ignore[attr-defined]  # not in the stubs
+    return ProcessGroupCommunicator(gloo, f"gloo: {reason}")
 
 
 @hookimpl

@@ -20,6 +20,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_c10d_work",
         "_collectives",
         "_compiled",
+        "_fabric_memory",
         "_fit",
         "_flat",
         "_groups",

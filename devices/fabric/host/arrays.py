@@ -1,0 +1,44 @@
+"""Tensors as numpy arrays over the same memory: numpy copies twice as fast as torch, and its small calls cost less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+Combine = Callable[[Array, Array, Array], object]
+"""Writes the reduction of two arrays, the lower rank's first, into a third, which may be one of them."""
+
+_UFUNCS: dict[str, np.ufunc] = {
+    "sum": np.add,
+    "prod": np.multiply,
+    "min": np.minimum,
+    "max": np.maximum,
+    "band": np.bitwise_and,
+    "bor": np.bitwise_or,
+    "bxor": np.bitwise_xor,
+}
+_TORCH = {"min": torch.minimum, "max": torch.maximum}
+
+
+def array_of(tensor: torch.Tensor) -> Array:
+    """Return the memory of a flat, contiguous CPU tensor; of bfloat16, which numpy lacks, as bits."""
+    if tensor.dtype is torch.bfloat16:
+        return tensor.view(torch.uint16).numpy()
+    return tensor.numpy()
+
+
+def combine(op: str, dtype: torch.dtype) -> Combine:
+    """Return what reduces arrays of a dtype that `arithmetic.LOCAL` has with `op`, as torch does."""
+    if dtype is torch.bfloat16:
+        in_torch = _TORCH[op]
+
+        def reduce(first: Array, second: Array, out: Array) -> None:
+            whole = [torch.from_numpy(each).view(torch.bfloat16) for each in (first, second, out)]
+            in_torch(whole[0], whole[1], out=whole[2])
+
+        return reduce
+    return _UFUNCS[op]

@@ -1,0 +1,353 @@
+"""A communicator over the memory that the processes of one host share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from typing import final
+
+import numpy as np
+import torch
+
+from devices._backend import Asked, Communicator, Group, Message, Pending, PendingFrom
+from devices._store import Store
+from devices.algorithms.started import DONE
+from devices.errors import CollectiveError
+from devices.fabric.communicator import REDUCTIONS
+from devices.fabric.host import large, open_here
+from devices.fabric.host.agreement import Agreement, Key, fingerprint
+from devices.fabric.host.arena import Arenas
+from devices.fabric.host.arrays import Array, Combine, array_of, combine
+from devices.fabric.host.channels import Channels
+from devices.fabric.host.layout import PLACE, SMALL
+from devices.fabric.host.peers import Process
+from devices.fabric.host.recovery import Recovery
+from devices.fabric.host.rounds import Rounds
+from devices.fabric.host.segment import Segment
+from devices.fabric.host.watch import Watch
+
+Tensor = torch.Tensor
+
+
+@final
+class _Plan:
+    """An all_reduce of one op, dtype and small size: all that does not change from call to call."""
+
+    def __init__(self, key: Key, slots: Sequence[Sequence[Array]], rank: int, op: Combine) -> None:
+        self.key = key
+        self.fingerprint = fingerprint(key)
+        self.slots = slots
+        self.mine = [each[rank] for each in slots]
+        self.op = op
+
+
+@final
+class SharedMemoryCommunicator(Communicator):
+    """Carries a group's verbs through memory that its processes share; `open_shared_memory` opens one.
+
+    Its verbs block, so asynchronous ones run on a thread of the group. A collective returns once every rank has come to
+    it, and has made the same call: if not, all ranks raise the same `MismatchError`. Small data goes through slots that
+    all read in one step; large data piece by piece, every rank reducing a part; data in fabric memory stays where it
+    is. A rank that dies, leaves, gives up or is late is named to all who wait for it.
+
+    Args:
+        segment: the memory.
+        group: the members.
+        processes: those of the members, by rank of the group.
+    """
+
+    blocking = True
+    reductions = REDUCTIONS
+    note = "shared memory"
+
+    def __init__(self, segment: Segment, group: Group, processes: Mapping[int, Process]) -> None:
+        watch = Watch(segment, group, processes)
+        self._group = group
+        self._rank, self._size = group.rank, group.size
+        self._watch = watch
+        self._segment = segment
+        self._agreement = Agreement(segment, group, watch)
+        self._rounds = Rounds(segment, group.rank, group.size, watch)
+        self._channels = Channels(segment, group, watch)
+        self._arenas = Arenas(segment, group, processes)
+        layout = segment.layout
+        self._slots: list[list[Array]] = [
+            [segment.bytes[(start := layout.slot(each, parity)) : start + SMALL] for each in range(group.size)]
+            for parity in (0, 1)
+        ]
+        table = group.size * group.size
+        counts = segment.bytes[layout.counts : layout.counts + 4 * table * 8].view(np.uint64)
+        self._counts = counts.reshape(2, 2, group.size, group.size)
+        self._plans: dict[tuple[str, torch.dtype, int], _Plan] = {}
+        self._expected: dict[int, Key] = {}
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._me = threading.get_ident
+        self._place = layout.control_word(group.rank) + PLACE
+        open_here.add(self)
+
+    # What the ranks agree on.
+
+    def expect(self, call: Asked) -> None:
+        self._expected[self._me()] = (call[0], "" if call[1] is None else _name(call[1]), *call[2:])
+
+    def agree(self) -> None:
+        with self._lock:
+            key = self._key("barrier", None)
+            self._agreement.come(key)
+            self._agreement.meet(key)
+
+    def _key(self, verb: str, tensor: Tensor | None, size: int = -1, op: str = "", root: int = -1) -> Key:
+        """Return what this call is: what was expected or, of a verb that was called by itself, what it tells."""
+        if self._expected and (expected := self._expected.pop(self._me(), None)) is not None:
+            return expected
+        return verb, "" if tensor is None else _name(tensor.dtype), size, op, root, ()
+
+    def _about(self, key: Key) -> Callable[[], str]:
+        return partial(self._agreement.about, key)
+
+    # Collectives.
+
+    def all_reduce(self, tensor: Tensor, op: str) -> Pending:
+        # The lines of a small sum decide what a program with many of them waits for.
+        if tensor.nbytes > SMALL or self._expected:
+            return self._all_reduce(tensor, op)
+        shape = op, tensor.dtype, tensor.numel()
+        plan = self._plans.get(shape) or self._plan(shape)
+        array = array_of(tensor)
+        with self._lock:
+            self._run(plan, array, array)
+        return DONE
+
+    def all_reduced(self, tensor: Tensor, op: str) -> Tensor | None:
+        """Return the reduction of a small tensor as a new one of its shape, at less cost than in place."""
+        if tensor.nbytes > SMALL or self._expected or tensor.dtype is torch.bfloat16:
+            return None
+        shape = op, tensor.dtype, tensor.numel()
+        plan = self._plans.get(shape) or self._plan(shape)
+        result = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        with self._lock:
+            self._run(plan, tensor.numpy().reshape(-1), result.numpy().reshape(-1))
+        return result
+
+    def _run(self, plan: _Plan, input: Array, output: Array) -> None:
+        agreement = self._agreement
+        if self._watch.error is not None or self._is_closed:
+            self._check()
+        agreement.number = number = agreement.number + 1
+        parity = number & 1
+        plan.mine[parity][...] = input
+        words = self._words
+        words[agreement.mine + parity] = value = (number << 24) | plan.fingerprint
+        for index in agreement.others[parity]:
+            if words[index] != value:
+                agreement.meet(plan.key)
+                break
+        if words[0]:
+            self._watch.check_others()
+        slots = plan.slots[parity]
+        op = plan.op
+        op(slots[0], slots[1], output)
+        for slot in slots[2:]:
+            op(output, slot, output)
+
+    @property
+    def _words(self) -> memoryview:
+        return self._segment.words
+
+    def _plan(self, shape: tuple[str, torch.dtype, int]) -> _Plan:
+        op, dtype, size = shape
+        if len(self._plans) > 1000:
+            self._plans.clear()
+        like = array_of(torch.empty(0, dtype=dtype)).dtype
+        slots = [[slot[: size * like.itemsize].view(like) for slot in slots] for slots in self._slots]
+        plan = _Plan(("all_reduce", _name(dtype), size, op, -1, ()), slots, self._rank, combine(op, dtype))
+        self._plans[shape] = plan
+        return plan
+
+    def _all_reduce(self, tensor: Tensor, op: str) -> Pending:
+        key = self._key("all_reduce", tensor, tensor.numel(), op)
+        array, reduce = array_of(tensor), combine(op, tensor.dtype)
+        with self._lock:
+            if array.nbytes <= SMALL:
+                slots = self._meet(key, array)
+                large.reduce_all(slots, reduce, array)
+                return DONE
+            self._words[self._place + (self._agreement.number + 1 & 1)] = self._arenas.place_of(tensor)
+            self._meet(key)
+            about = self._about(key)
+            if (arrays := self._arenas.all_at(self._agreement.number & 1, array)) is not None:
+                large.all_reduce_in_place(self._rounds, self._rank, arrays, reduce, about)
+            else:
+                large.all_reduce(self._rounds, self._rank, array, reduce, self._size, about)
+        return DONE
+
+    def reduce(self, tensor: Tensor, dst: int, op: str) -> Pending:
+        key = self._key("reduce", tensor, tensor.numel(), op, dst)
+        array, reduce = array_of(tensor), combine(op, tensor.dtype)
+        with self._lock:
+            if array.nbytes <= SMALL:
+                slots = self._meet(key, array)
+                if self._rank == dst:
+                    large.reduce_all(slots, reduce, array)
+                return DONE
+            self._meet(key)
+            large.all_reduce(self._rounds, self._rank, array, reduce, self._size, self._about(key), dst)
+        return DONE
+
+    def reduce_scatter(self, output: Tensor, input: Tensor, op: str) -> Pending:
+        key = self._key("reduce_scatter", input, input.numel(), op)
+        into, array, reduce = array_of(output), array_of(input), combine(op, input.dtype)
+        with self._lock:
+            if array.nbytes <= SMALL:
+                slots = self._meet(key, array)
+                place = slice(self._rank * into.size, (self._rank + 1) * into.size)
+                large.reduce_all([slot[place] for slot in slots], reduce, into)
+                return DONE
+            self._meet(key)
+            large.reduce_scatter(self._rounds, self._rank, into, array, reduce, self._size, self._about(key))
+        return DONE
+
+    def all_gather(self, output: Tensor, input: Tensor) -> Pending:
+        self._gather("all_gather", output, input, -1)
+        return DONE
+
+    def gather(self, output: Tensor | None, input: Tensor, dst: int) -> Pending:
+        self._gather("gather", output, input, dst)
+        return DONE
+
+    def _gather(self, verb: str, output: Tensor | None, input: Tensor, dst: int) -> None:
+        key = self._key(verb, input, input.numel(), "", dst)
+        into, array = None if output is None else array_of(output), array_of(input)
+        with self._lock:
+            if array.nbytes > SMALL:
+                self._meet(key)
+                large.all_gather(self._rounds, self._rank, into, array, self._size, self._about(key))
+                return
+            slots = self._meet(key, array)
+            if into is not None:
+                for start, slot in zip(range(0, into.size, array.size), slots, strict=True):
+                    into[start : start + array.size] = slot
+
+    def broadcast(self, tensor: Tensor, src: int) -> Pending:
+        key = self._key("broadcast", tensor, tensor.numel(), "", src)
+        array = array_of(tensor)
+        with self._lock:
+            if array.nbytes > SMALL:
+                self._meet(key)
+                large.broadcast(self._rounds, self._rank, array, src, self._about(key))
+                return DONE
+            slots = self._meet(key, array if self._rank == src else None)
+            if self._rank != src:
+                array[...] = slots[src][: array.size]
+        return DONE
+
+    def scatter(self, output: Tensor, input: Tensor | None, src: int) -> Pending:
+        key = self._key("scatter", output, output.numel(), "", src)
+        into, array = array_of(output), None if input is None else array_of(input)
+        with self._lock:
+            if into.nbytes * self._size > SMALL:
+                self._meet(key)
+                large.scatter(self._rounds, self._rank, into, array, src, self._size, self._about(key))
+                return DONE
+            slots = self._meet(key, array)
+            into[...] = slots[src][self._rank * into.size : (self._rank + 1) * into.size]
+        return DONE
+
+    def all_to_all(
+        self, output: Tensor, input: Tensor, output_counts: Sequence[int], input_counts: Sequence[int]
+    ) -> Pending:
+        key = self._key("all_to_all", input)
+        into, array = array_of(output), array_of(input)
+        with self._lock:
+            parity = self._agreement.number + 1 & 1
+            counts, expected = self._counts[parity]
+            counts[self._rank], expected[self._rank] = input_counts, output_counts
+            slots = self._meet(key, array if array.nbytes <= SMALL else None)
+            self._check_counts(key, counts, expected)
+            if int(counts.sum(axis=1).max()) > SMALL:
+                longest = int(counts.max())
+                about = self._about(key)
+                large.all_to_all(self._rounds, self._rank, into, array, output_counts, input_counts, longest, about)
+                return DONE
+            starts = counts.cumsum(axis=1) - counts
+            end = 0
+            for peer, length in enumerate(output_counts):
+                begin = int(starts[peer, self._rank])
+                source = array if peer == self._rank else slots[peer]
+                into[end : end + length] = source[begin : begin + length]
+                end += length
+        return DONE
+
+    def barrier(self) -> Pending:
+        with self._lock:
+            self._meet(self._key("barrier", None))
+        return DONE
+
+    def _meet(self, key: Key, data: Array | None = None) -> Sequence[Array]:
+        """Come to a call with small `data`, or with none; return all ranks' slots, as arrays like it."""
+        self._check()
+        slots = self._slots[self._agreement.number + 1 & 1]
+        if data is not None:
+            slots = [slot[: data.nbytes].view(data.dtype) for slot in slots]
+            slots[self._rank][...] = data
+        self._agreement.come(key)
+        self._agreement.meet(key)
+        return slots
+
+    def _check_counts(self, key: Key, sent: Array, expected: Array) -> None:
+        """Raise on every rank if one expects what another does not send: all see the same tables."""
+        wrong = np.argwhere(sent != expected.T)
+        if wrong.size:
+            told = [
+                f"rank {self._group.ranks[source]} sends {int(sent[source, target])} bytes to rank "
+                f"{self._group.ranks[target]}, which expects {int(expected[target, source])}"
+                for source, target in wrong[:4].tolist()
+            ]
+            raise self._agreement.refuse(key, "the ranks' calls differ in sizes: " + "; ".join(told))
+
+    # Messages.
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
+        self._check()
+        return self._channels.exchange(sends, recvs)
+
+    def recv_any(self, tensor: Tensor, tag: int) -> PendingFrom:
+        self._check()
+        return self._channels.receive_any(array_of(tensor), tag)
+
+    # The end.
+
+    def _check(self) -> None:
+        self._watch.check()
+        if self._is_closed:
+            raise CollectiveError(f"{self._group}: the group is closed")
+
+    def farewell(self, reason: str) -> None:
+        """Tell the peers that this rank ends for an error of its program."""
+        self._watch.leave(reason)
+
+    def survivors(self) -> tuple[tuple[int, ...], Store]:
+        self.abort()
+        return Recovery(self._segment, self._group, self._watch).run()
+
+    def abort(self) -> None:
+        if self._watch.error is None and not self._is_closed:
+            self._watch.fail(CollectiveError(f"{self._group}: rank {self._group.ranks[self._rank]} aborted the group"))
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        lost = self._channels.close()
+        self._is_closed = True
+        open_here.discard(self)
+        self._watch.leave()
+        self._plans.clear()
+        if lost and self._watch.error is None:
+            raise CollectiveError(f"{self._group}: closed with messages that were sent and never received: {lost}")
+
+
+@cache
+def _name(dtype: torch.dtype) -> str:
+    return "bytes" if dtype is torch.uint8 else str(dtype).removeprefix("torch.")

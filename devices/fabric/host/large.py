@@ -1,0 +1,183 @@
+"""Collectives whose data does not fit the slots: in rounds, every rank working on a part of its own.
+
+All take flat arrays; what only moves comes as bytes. Parts lie at fixed places of a buffer, however short they are, so
+that no part's data overwrites another's that a slower rank still reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from devices.fabric.host.arrays import Array, Combine
+from devices.fabric.host.layout import BUFFER
+from devices.fabric.host.rounds import Rounds
+
+About = Callable[[], str]
+
+
+def all_reduce(rounds: Rounds, rank: int, array: Array, op: Combine, size: int, about: About, dst: int = -1) -> None:
+    """Reduce `array` in place: in each round this rank reduces its part of a piece, and gives its part of the last.
+
+    Args:
+        rounds: this rank's.
+        rank: this rank.
+        array: reduced in place; with `dst`, there alone, and elsewhere its own part at most is changed.
+        op: how.
+        size: the number of ranks.
+        about: what the call is, for errors.
+        dst: the rank that alone needs the result; -1 for all.
+    """
+    width = array.dtype.itemsize
+    part = BUFFER // size // 64 * 64 // width
+    others = [peer for peer in range(size) if peer != rank]
+    wants = dst in (-1, rank)
+    before: list[Array] = []
+    for start in range(0, array.size, part * size):
+        piece = _split(array[start : start + part * size], size)
+        mine = rounds.following()[rank].view(array.dtype)
+        for peer in others:
+            np.copyto(mine[peer * part : peer * part + piece[peer].size], piece[peer])
+        buffers = [buffer.view(array.dtype) for buffer in rounds.meet(about)]
+        if before and wants:
+            for peer in others:
+                np.copyto(before[peer], buffers[peer][peer * part : peer * part + before[peer].size])
+        own = piece[rank]
+        if own.size:
+            place = slice(rank * part, rank * part + own.size)
+            # Nobody reads the next buffer before this rank says so.
+            result = rounds.following()[rank].view(array.dtype)[place]
+            reduce_all([own if each == rank else buffers[each][place] for each in range(size)], op, result)
+            np.copyto(own, result)
+        before = piece
+    buffers = [buffer.view(array.dtype) for buffer in rounds.meet(about)]
+    if wants:
+        for peer in others:
+            np.copyto(before[peer], buffers[peer][peer * part : peer * part + before[peer].size])
+
+
+def all_reduce_in_place(rounds: Rounds, rank: int, arrays: Sequence[Array], op: Combine, about: About) -> None:
+    """Reduce arrays that all ranks reach, each reducing one part where it lies and reading the others' from them."""
+    size = len(arrays)
+    parts = [_split(array, size) for array in arrays]
+    own = parts[rank][rank]
+    for start in range(0, own.size, block := (1 << 18) // own.dtype.itemsize):
+        place = slice(start, start + block)
+        target = own[place]
+        # Ranks are added up in their order, and this one's data is where the sum goes.
+        result = target if rank < 2 else rounds.following()[rank].view(own.dtype)[: target.size]
+        reduce_all([each[rank][place] for each in parts], op, result)
+        if rank >= 2:
+            np.copyto(target, result)
+    rounds.meet(about)
+    for peer in range(size):
+        if peer != rank:
+            np.copyto(parts[rank][peer], parts[peer][peer])
+    # Nobody changes what a peer still reads.
+    rounds.meet(about)
+
+
+def reduce_scatter(
+    rounds: Rounds, rank: int, output: Array, input: Array, op: Combine, size: int, about: About
+) -> None:
+    width = input.dtype.itemsize
+    part = BUFFER // size // 64 * 64 // width
+    rows = input.reshape(size, -1)
+    for start in range(0, output.size, part):
+        target = output[start : start + part]
+        mine = rounds.following()[rank].view(input.dtype)
+        for peer in range(size):
+            if peer != rank:
+                np.copyto(mine[peer * part : peer * part + target.size], rows[peer, start : start + part])
+        buffers = [buffer.view(input.dtype) for buffer in rounds.meet(about)]
+        place = slice(rank * part, rank * part + target.size)
+        own = rows[rank, start : start + part]
+        # The output may be the very memory of this rank's part of the input.
+        result = target if rank < 2 else rounds.following()[rank].view(input.dtype)[place]
+        reduce_all([own if each == rank else buffers[each][place] for each in range(size)], op, result)
+        if rank >= 2:
+            np.copyto(target, result)
+
+
+def all_gather(rounds: Rounds, rank: int, output: Array | None, input: Array, size: int, about: About) -> None:
+    """Fill `output`, where there is one, with all inputs."""
+    rows = None if output is None else output.reshape(size, -1)
+    for start in range(0, input.size, BUFFER):
+        own = input[start : start + BUFFER]
+        np.copyto(rounds.following()[rank][: own.size], own)
+        buffers = rounds.meet(about)
+        if rows is not None:
+            for peer in range(size):
+                source = own if peer == rank else buffers[peer][: own.size]
+                np.copyto(rows[peer, start : start + BUFFER], source)
+
+
+def broadcast(rounds: Rounds, rank: int, array: Array, src: int, about: About) -> None:
+    for start in range(0, array.size, BUFFER):
+        piece = array[start : start + BUFFER]
+        if rank == src:
+            np.copyto(rounds.following()[rank][: piece.size], piece)
+        buffers = rounds.meet(about)
+        if rank != src:
+            np.copyto(piece, buffers[src][: piece.size])
+
+
+def scatter(rounds: Rounds, rank: int, output: Array, input: Array | None, src: int, size: int, about: About) -> None:
+    part = BUFFER // size // 64 * 64
+    rows = None if input is None else input.reshape(size, -1)
+    for start in range(0, output.size, part):
+        target = output[start : start + part]
+        if rows is not None:
+            mine = rounds.following()[rank]
+            for peer in range(size):
+                if peer != rank:
+                    np.copyto(mine[peer * part : peer * part + target.size], rows[peer, start : start + part])
+        buffers = rounds.meet(about)
+        source = buffers[src][rank * part : rank * part + target.size] if rows is None else rows[rank, start:][:part]
+        np.copyto(target, source)
+
+
+def all_to_all(
+    rounds: Rounds,
+    rank: int,
+    output: Array,
+    input: Array,
+    received: Sequence[int],
+    sent: Sequence[int],
+    longest: int,
+    about: About,
+) -> None:
+    """Exchange parts; `longest` is the most bytes that any rank sends to another."""
+    size = len(sent)
+    part = BUFFER // size // 64 * 64
+    into, out = _parts(output, received), _parts(input, sent)
+    np.copyto(into[rank], out[rank])
+    for start in range(0, longest, part):
+        mine = rounds.following()[rank]
+        for peer in range(size):
+            if peer != rank and (piece := out[peer][start : start + part]).size:
+                np.copyto(mine[peer * part : peer * part + piece.size], piece)
+        buffers = rounds.meet(about)
+        for peer in range(size):
+            if peer != rank and (target := into[peer][start : start + part]).size:
+                np.copyto(target, buffers[peer][rank * part : rank * part + target.size])
+
+
+def reduce_all(inputs: Sequence[Array], op: Combine, out: Array) -> None:
+    """Write the reduction of two or more arrays, in their order, into `out`, which may be one of the first two."""
+    op(inputs[0], inputs[1], out)
+    for each in inputs[2:]:
+        op(out, each, out)
+
+
+def _split(piece: Array, size: int) -> list[Array]:
+    """Return `size` parts of a piece, as equal as whole cache lines allow."""
+    line = max(64 // piece.dtype.itemsize, 1)
+    each = -(-piece.size // size // line) * line if piece.size >= size * line else -(-piece.size // size)
+    return [piece[at * each : (at + 1) * each] for at in range(size)]
+
+
+def _parts(array: Array, counts: Sequence[int]) -> list[Array]:
+    ends = np.cumsum(counts)
+    return [array[end - count : end] for end, count in zip(ends.tolist(), counts, strict=True)]

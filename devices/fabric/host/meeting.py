@@ -1,0 +1,139 @@
+"""How the ranks of a group find that they share a host, and come to share memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any, final
+
+from devices._backend import Group
+from devices.errors import CollectiveError
+from devices.fabric.host.communicator import SharedMemoryCommunicator
+from devices.fabric.host.layout import HERE, STATE, Layout
+from devices.fabric.host.peers import Process
+from devices.fabric.host.segment import Segment, find, make
+
+OFF = "DEVICES_FABRIC"
+
+
+def open_shared_memory(group: Group) -> SharedMemoryCommunicator | str:
+    """Open a communicator over memory that the processes of one host share; every rank of the group calls this.
+
+    The memory has no name, and only this user's processes may open it. It is gone with the last process that has it.
+
+    Args:
+        group: the members. Its store is what they meet by.
+
+    Returns:
+        The communicator; or, the same on all ranks, why there is none, in words: the ranks are on several hosts,
+        the machine's memory does not keep the order that is needed, or DEVICES_FABRIC=off.
+    """
+    me = _Card.mine()
+    group.store.set(f"host/{group.rank}", me.data)
+    if group.rank == 0:
+        return _Host(group, me).open()
+    return _guest(group)
+
+
+@final
+class _Card:
+    """What a rank tells of itself: its host, its process, and why it cannot share memory, if it cannot."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data = data
+        self.host: str = data["host"]
+        self.process = Process.from_json(data)
+        self.reason: str = data["reason"]
+
+    @staticmethod
+    def mine() -> _Card:
+        if reason := why_not_here():
+            return _Card({"host": "", "reason": reason, "pid": 0, "started": 0})
+        return _Card({"host": _host(), "reason": "", **Process.mine().to_json()})
+
+
+def _host() -> str:
+    """Return what processes have in common that reach each other's memory: machine, boot, namespaces, user."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    processes, network = (Path(f"/proc/self/ns/{name}").readlink() for name in ("pid", "net"))
+    return f"{boot} {processes} {network} {os.geteuid()}"
+
+
+def why_not_here() -> str:
+    """Return why this process can share memory with none, in words; nothing if it can."""
+    if os.environ.get(OFF, "") == "off":
+        return f"{OFF}=off"
+    if sys.platform != "linux":
+        return f"shared memory is used on Linux alone, and this is {sys.platform}"
+    if platform.machine() != "x86_64":
+        return (
+            f"shared memory is used where stores are seen in their order, on x86-64, and this is {platform.machine()}"
+        )
+    return ""
+
+
+@final
+class _Host:
+    """The rank that makes the memory, seen while it does."""
+
+    def __init__(self, group: Group, card: _Card) -> None:
+        self._group = group
+        self._cards = [card, *(_Card(group.store.get(f"host/{rank}")) for rank in range(1, group.size))]
+
+    def open(self) -> SharedMemoryCommunicator | str:
+        reason = self._why_not()
+        if reason:
+            self._group.store.set("memory", {"reason": reason})
+            return reason
+        group, layout = self._group, Layout(self._group.size)
+        descriptor = make(f"devices {group.name}", layout.total)
+        try:
+            segment = Segment(layout, descriptor)
+            cards = [card.process.to_json() for card in self._cards]
+            group.store.set("memory", {"reason": "", "descriptor": descriptor, "processes": cards})
+            # The descriptor is what the others find the memory by.
+            failed = [said for rank in range(1, group.size) if (said := group.store.get(f"mapped/{rank}"))]
+        finally:
+            os.close(descriptor)
+        reason = f"a process cannot map the memory of another: {failed[0]}" if failed else ""
+        group.store.set("opened", reason)
+        return reason or _opened(segment, group, cards)
+
+    def _why_not(self) -> str:
+        ranks = self._group.ranks
+        for rank, card in zip(ranks, self._cards, strict=True):
+            if card.reason:
+                return f"rank {rank}: {card.reason}"
+        hosts = {card.host for card in self._cards}
+        return f"the ranks are on {len(hosts)} hosts" if len(hosts) > 1 else ""
+
+
+def _guest(group: Group) -> SharedMemoryCommunicator | str:
+    plan = group.store.get("memory")
+    if plan["reason"]:
+        return str(plan["reason"])
+    cards = plan["processes"]
+    said, segment = "", None
+    try:
+        descriptor = find(cards[0]["pid"], plan["descriptor"])
+        try:
+            segment = Segment(Layout(group.size), descriptor)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:
+        said = f"rank {group.ranks[group.rank]}: {error}"
+    group.store.set(f"mapped/{group.rank}", said)
+    reason = group.store.get("opened")
+    if reason:
+        return str(reason)
+    if segment is None:
+        raise CollectiveError(f"{group}: the memory of the group could not be mapped: {said}")
+    return _opened(segment, group, cards)
+
+
+def _opened(segment: Segment, group: Group, cards: list[dict[str, int]]) -> SharedMemoryCommunicator:
+    segment.words[segment.layout.control_word(group.rank) + STATE] = HERE
+    processes = {rank: Process.from_json(card) for rank, card in enumerate(cards)}
+    return SharedMemoryCommunicator(segment, group, processes)

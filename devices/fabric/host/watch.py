@@ -1,0 +1,227 @@
+"""Waiting for peers: spin, yield, sleep; and seeing meanwhile that one has died, left, given up, or is late."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+from devices._backend import Group
+from devices.errors import CollectiveError, CollectiveTimeoutError, MismatchError
+from devices.fabric.host.layout import FAILED, HERE, LEFT, REPORT, STATE
+from devices.fabric.host.peers import Peers, Process
+from devices.fabric.host.segment import Segment
+
+YIELDING = 0.001
+"""For so many seconds a rank gives its core away and looks again; then it sleeps between two looks."""
+
+NAP = 50e-6
+LONG_NAP = 0.001
+
+_sched_yield = os.sched_yield
+_now = time.monotonic
+
+
+@final
+class Watch:
+    """What a rank of a group sees of the others.
+
+    Args:
+        segment: the group's memory.
+        group: the members.
+        processes: of all members, by rank of the group.
+    """
+
+    def __init__(self, segment: Segment, group: Group, processes: Mapping[int, Process]) -> None:
+        self._segment = segment
+        self._words = segment.words
+        self._group = group
+        self._states = [segment.layout.control_word(rank) + STATE for rank in range(group.size)]
+        self._processes = processes
+        others = {rank: process for rank, process in processes.items() if rank != group.rank}
+        self._peers = Peers(others)
+        self._timeout = group.timeout.total_seconds()
+        # Where ranks exceed cores, every look of ours is time that a peer would need.
+        self.spins = 100 if group.size <= len(os.sched_getaffinity(0)) else 0
+        self._main = threading.main_thread().ident
+        self._cause = ""
+        self.error: CollectiveError | None = None
+        """What closed the group for good, once something has."""
+
+    def until(
+        self,
+        ready: Callable[[], bool],
+        missing: Callable[[], Sequence[int]],
+        about: Callable[[], str],
+        between: Callable[[], object] | None = None,
+    ) -> None:
+        """Block until `ready()`.
+
+        Args:
+            ready: what is waited for.
+            missing: the ranks of the group that it is waited for of.
+            about: says what the wait is for.
+            between: called between two looks.
+
+        Raises:
+            CollectiveError: a rank died, left, or gave up; or the group's timeout passed.
+        """
+        # A thread that Python's other threads wait for must not spin: it would hold Python's lock.
+        if threading.get_ident() == self._main:
+            for _ in range(self.spins):
+                if ready():
+                    return
+            yielding = _now() + YIELDING
+            while _now() < yielding:
+                if ready():
+                    return
+                _sched_yield()
+        start = _now()
+        nap = NAP
+        looked = 0.0
+        while not ready():
+            if between is not None:
+                between()
+            now = _now()
+            if now - looked > 0.01:
+                looked = now
+                self._look(ready, missing, about, now - start)
+            time.sleep(nap)
+            nap = min(nap * 1.1, LONG_NAP)
+
+    def _look(
+        self, ready: Callable[[], bool], missing: Callable[[], Sequence[int]], about: Callable[[], str], waited: float
+    ) -> None:
+        """Raise if what is waited for will not come."""
+        # In this order: who dies of another's error has told of it before, and who is gone has done before what it
+        # did, so that what is waited for is looked at last.
+        dead = self._peers.dead()
+        gone = [rank for rank, state in enumerate(self._states) if self._words[state] == LEFT]
+        failed = self._words[0]
+        if ready():
+            return
+        late = list(missing())
+        if failed:
+            raise self.fail(self._told(failed - 1, about()))
+        for rank in gone:
+            if rank in late:
+                raise self.fail(self._left(rank, about()))
+        if lost := sorted(dead.intersection(late)):
+            raise self.fail(self._died(lost, about()))
+        if waited > self._timeout:
+            raise self.fail(self._too_late(late, about()))
+
+    def check(self) -> None:
+        """Raise if the group is closed for good."""
+        if self.error is not None:
+            raise type(self.error)(f"{self._group}: the group is closed for good since an error: {self.error}")
+
+    def check_others(self) -> None:
+        """Raise if a rank has closed the group for good: it may have given this one up just before it came."""
+        if self._words[0]:
+            raise self.fail(self._told(self._words[0] - 1, "the call"))
+
+    def failure_of(self, ranks: Sequence[int]) -> CollectiveError | None:
+        """Return what went wrong with one of `ranks`, if it said so, died or left."""
+        dead = self._peers.dead()
+        for rank in ranks:
+            if self._words[self._states[rank]] == LEFT:
+                return self._left(rank, "a call")
+        if lost := sorted(dead.intersection(ranks)):
+            return self._died(lost, "a call")
+        return None
+
+    def dead(self) -> frozenset[int]:
+        """Return the ranks whose processes have ended."""
+        return self._peers.dead()
+
+    def decide(self, ranks: Sequence[int], port: int) -> None:
+        """Say who goes on after an error, and where they meet."""
+        self._segment.say(self._group.rank, json.dumps({"ranks": list(ranks), "port": port}).encode())
+
+    def decided(self, rank: int) -> tuple[tuple[int, ...], int]:
+        """Return what a rank decided."""
+        report: dict[str, Any] = self.report(rank)
+        return tuple(report["ranks"]), int(report["port"])
+
+    def has_failed(self, rank: int) -> bool:
+        return self._words[self._states[rank]] == FAILED
+
+    def fail(self, error: CollectiveError, **more: object) -> CollectiveError:
+        """Close the group for good, let all who wait know, and return the error; again, to tell more of it."""
+        self.error = error
+        self._say(self._cause or error, "failed", error=type(error).__name__, **more)
+        self._words[self._states[self._group.rank]] = FAILED
+        if not self._words[0]:
+            self._words[0] = 1 + self._group.rank
+        return error
+
+    def leave(self, reason: str = "") -> None:
+        """Say that this rank makes no more calls; why, if it is for an error."""
+        if self._words[self._states[self._group.rank]] == HERE:
+            if reason:
+                self._say(reason, "raised")
+            self._words[self._states[self._group.rank]] = LEFT
+
+    def _say(self, what: object, kind: str, **more: object) -> None:
+        text = str(what)
+        while len(report := json.dumps({"kind": kind, "text": text, **more}).encode()) > REPORT - 4:
+            text = text[: len(text) // 2] + " ..."
+        self._segment.say(self._group.rank, report)
+
+    def report(self, rank: int) -> dict[str, Any]:
+        """Return what a rank said of an error, or nothing."""
+        for _ in range(10):
+            try:
+                found: dict[str, Any] = json.loads(self._segment.said(rank))
+            except ValueError:
+                # It says nothing, or is just saying it.
+                time.sleep(0.0005)
+            else:
+                return found
+        return {}
+
+    # The errors.
+
+    def name(self, rank: int) -> str:
+        """Return how a rank of the group is called in an error: by its rank in the world."""
+        return f"rank {self._group.ranks[rank]}"
+
+    def _told(self, rank: int, about: str) -> CollectiveError:
+        if rank == self._group.rank:
+            return self.error or CollectiveError(f"{self._group}: {about} failed: the group was aborted")
+        report = self.report(rank)
+        kind = MismatchError if report.get("error") == MismatchError.__name__ else CollectiveError
+        return self._failure(about, f"{report.get('text', 'an error')}, as {self.name(rank)} found", kind)
+
+    def _left(self, rank: int, about: str) -> CollectiveError:
+        report = self.report(rank)
+        if report.get("kind") == "raised":
+            return self._failure(about, f"{self.name(rank)} has ended, for it raised {report['text']}")
+        return self._failure(about, f"{self.name(rank)} has closed the group and will not come")
+
+    def _died(self, ranks: Sequence[int], about: str) -> CollectiveError:
+        who = " and ".join(f"{self.name(rank)} (process {self._processes[rank].pid})" for rank in ranks)
+        return self._failure(about, f"{who} died")
+
+    def _too_late(self, ranks: Sequence[int], about: str) -> CollectiveError:
+        who = " and ".join(f"{self.name(rank)}{self._state_of(rank)}" for rank in ranks)
+        cause = f"its time of {self._timeout:g} s is up, and it waits for {who}"
+        return self._failure(about, cause, CollectiveTimeoutError)
+
+    def _failure(self, about: str, cause: str, kind: type[CollectiveError] = CollectiveError) -> CollectiveError:
+        self._cause = cause
+        return kind(f"{self._group}: {about} failed: {cause}")
+
+    def _state_of(self, rank: int) -> str:
+        """Return what is known of a rank that is late."""
+        pid = self._processes[rank].pid
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+                state = file.read().rpartition(b")")[2].split()[0]
+        except OSError:
+            return ""
+        return f" (process {pid} is stopped)" if state in (b"T", b"t") else f" (process {pid} runs, but has not come)"
