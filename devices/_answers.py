@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from devices._backend import Backend, Device, Link, Probe
+from devices._backend import Backend, Capabilities, Device, Link, Probe
 from devices._plugin import Loaded, shown, words
 from devices.errors import PluginError
 
@@ -62,11 +62,25 @@ def links_of_backend(backend: Backend) -> Links:
     found: Links = {}
     for device in devices_of(backend):
         try:
-            links = tuple(itertools.islice(backend.capabilities(device).links, MOST))
+            links = tuple(itertools.islice(capabilities_of(backend, device).links, MOST))
+        except PluginError:
+            raise
         except _ANY as error:
             raise _raised(f"asking for {doing}", error) from error
         found[str(device)] = links
     return _checked_links(doing, found)
+
+
+def capabilities_of(backend: Backend, device: Device) -> Capabilities:
+    """Return what a device of a backend that is present can do."""
+    doing = f"asking what {device} can do"
+    try:
+        found: object = backend.capabilities(device)
+    except _ANY as error:
+        raise _raised(doing, error) from error
+    if not isinstance(found, Capabilities):
+        raise PluginError(f"{doing} gave {shown(found)}, which is no devices.Capabilities")
+    return found
 
 
 def links_of_hook(plugin: Loaded) -> Links:

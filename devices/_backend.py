@@ -299,7 +299,7 @@ class Backend(abc.ABC):
         name: what users call it; no two plugins may share one.
         device_type: torch's type of its devices; several backends may share one.
         priority: "auto" takes the present backend with the highest; None is chosen only by name.
-        interface: the version of this interface that it was written for.
+        interface: the version of this interface that it was written for; who says nothing means the first.
         verified: what it has run on, for `devices doctor`; say so if it has never run on hardware.
         thread_ranks: whether several ranks of one group may be threads of one process, each opening its own
             communicator there. They run at the same time, and a verb may block its thread.
@@ -308,7 +308,7 @@ class Backend(abc.ABC):
     name: ClassVar[str]
     device_type: ClassVar[str]
     priority: ClassVar[int | None] = 100
-    interface: ClassVar[int] = INTERFACE_VERSION
+    interface: ClassVar[int] = 1
     verified: ClassVar[str] = "not run on hardware"
     thread_ranks: ClassVar[bool] = False
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from devices._store import Store
-from devices._survey import DEADLINE, STARTING
+from devices._survey import DEADLINE, STARTING, WAITING
 
-PATIENCE = DEADLINE + 2 * STARTING + 5.0
+PATIENCE = 2 * (DEADLINE + WAITING + STARTING)
 """Seconds that a rank waits for another's answer, which comes within what a survey takes and a little more."""
 
 

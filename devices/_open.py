@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
-from devices._backend import Backend, Device, Group
+from devices._answers import capabilities_of, devices_of
+from devices._backend import Backend, Communicator, Device, Group
 from devices._launch import launch
+from devices._plugin import shown
 from devices.algorithms.verbs import Verbs
 from devices.errors import BackendUnavailableError, DevicesError, PluginError, UnsupportedError
+
+T = TypeVar("T")
 
 
 def my_device(backend: Backend) -> Device:
     """Return the device of `backend` that this rank is to use, by its LOCAL_RANK."""
-    devices = backend.devices()
+    devices = _asked(backend, devices_of)
     if not devices:
         raise BackendUnavailableError(f"backend {backend.name!r} lists no device on this host")
     # Threads that run at the same time have no variables of their own.
@@ -22,7 +29,7 @@ def my_device(backend: Backend) -> Device:
 
 def open_verbs(backend: Backend, group: Group) -> Verbs:
     """Open `backend` over `group`, having checked that the hardware allows a group of that size."""
-    capabilities = backend.capabilities(group.device)
+    capabilities = _asked(backend, partial(capabilities_of, device=group.device))
     if not capabilities.allows_group_of(group.size):
         sizes = sorted(capabilities.group_sizes or ())
         multiple = capabilities.group_size_multiple
@@ -38,4 +45,17 @@ def open_verbs(backend: Backend, group: Group) -> Verbs:
         raise
     except Exception as error:
         raise PluginError(f"{group}: backend {backend.name!r} could not open the group: {error}") from error
+    if not isinstance(communicator, Communicator):
+        raise PluginError(
+            f"{group}: backend {backend.name!r} opened the group and returned {shown(communicator)}, which is no "
+            "devices.Communicator"
+        )
     return Verbs(communicator, group, capabilities)
+
+
+def _asked(backend: Backend, ask: Callable[[Backend], T]) -> T:
+    """Return what a backend answers, an error naming it."""
+    try:
+        return ask(backend)
+    except PluginError as error:
+        raise PluginError(f"backend {backend.name!r}: {error}") from error.__cause__

@@ -182,9 +182,9 @@ def targets() -> dict[str, list[dict[str, Any]] | PluginError]:
 
 
 def link_errors() -> tuple[PluginError, ...]:
-    """Return why plugins that are whole otherwise do not say what links they know of."""
-    said = _of_plugins(LINKS, "devices_links")
-    return tuple(each for each in said.values() if isinstance(each, PluginError))
+    """Return why backends that are present and plugins that are whole do not say what links they know of."""
+    said = [*(_asked(LINKS, name) for name in _present(LINKS)), *_of_plugins(LINKS, "devices_links").values()]
+    return tuple(each for each in said if isinstance(each, PluginError))
 
 
 def observer(plugin: str) -> Observer:

@@ -131,7 +131,7 @@ class Roster:
     def find(self, name: str, questions: Sequence[str] = ()) -> None:
         """Find out who holds backend `name`, from as few strangers as can be."""
         for places in (self.unasked(name), self.unasked()):
-            if name not in self.holders:
+            if name not in self.holders and name not in self.errors:
                 self.survey([place for place in places if place not in self._answers], questions)
 
     def survey(

@@ -20,8 +20,11 @@ from devices.errors import PluginError
 DEADLINE = 5.0
 """Seconds that a plugin has to be imported and probed."""
 
-STARTING = 10.0
-"""Seconds that the process that forks the children may take beyond that, on a machine with much to do."""
+WAITING = 15.0
+"""Seconds more that it has if it would run and the machine, which has much else to do, does not let it."""
+
+STARTING = 15.0
+"""Seconds that the process that forks the children may take beyond that."""
 
 WITHIN = "_DEVICES_WITHIN_A_PLUGIN"
 """Is set where a plugin is being asked: one that asked for all plugins in turn would have no end."""
@@ -106,10 +109,9 @@ def _run(
             started.append((points, answer, _start(points, questions, deadline, answer)))
         found = []
         for points, answer, process in started:
-            late = deadline + STARTING
             try:
                 if process is not None:
-                    process.wait(late)
+                    process.wait(deadline + WAITING + STARTING)
             except subprocess.TimeoutExpired:
                 pass
             finally:
@@ -117,7 +119,11 @@ def _run(
                     _kill(process.pid)
                     process.wait()
             answer.seek(0)
-            found.append(_records(answer.read().decode(errors="replace"), len(points)))
+            records = _records(answer.read().decode(errors="replace"), len(points))
+            if process is not None and None in records:
+                # It was killed itself, and those that wait for the children, who die with them, are still there.
+                _kill(process.pid)
+            found.append(records)
         return found
 
 
@@ -128,6 +134,7 @@ def _start(
         "points": [[point.name, point.value] for point in points],
         "questions": list(questions),
         "deadline": deadline,
+        "waiting": WAITING,
     }
     path = [entry or str(Path.cwd()) for entry in sys.path]
     command = [sys.executable, "-c", _CHILD, json.dumps(path), json.dumps(request)]
@@ -146,20 +153,13 @@ def _start(
 
 
 def _records(text: str, count: int) -> list[dict[str, Any] | None]:
-    """Return the record of each plugin from what the process wrote, and end what it had begun and not ended."""
+    """Return the record of each plugin from what the process wrote."""
     records: list[dict[str, Any] | None] = [None] * count
-    begun: dict[int, int] = {}
     for line in text.splitlines():
         # The last line of a process that was killed may be half a line.
         with contextlib.suppress(ValueError, KeyError):
             said = json.loads(line)
-            if "begun" in said:
-                begun[said["plugin"]] = said["begun"]
-            else:
-                records[said["plugin"]] = said
-    for plugin, process in begun.items():
-        if records[plugin] is None:
-            _kill(process)
+            records[said["plugin"]] = said
     return records
 
 
@@ -189,7 +189,7 @@ def _answer(record: dict[str, Any] | None, deadline: float) -> Answer:
             step = None
         elif "done" in line:
             is_done = True
-        else:
+        elif "pid" not in line:
             facts.update(line)
     found = Answer(
         facts.get("broken", ""),
@@ -203,7 +203,7 @@ def _answer(record: dict[str, Any] | None, deadline: float) -> Answer:
     if is_done or found.error:
         return found
     fault = f"{doing}{_ending(record, deadline)}"
-    if record["status"] is None and step is not None and step[0] == "probe":
+    if record["is_late"] and step is not None and step[0] == "probe":
         fault += "; a probe opens no device and imports nothing heavy"
     if step is None:
         return Answer(error=fault, claimed=found.claimed)
@@ -219,8 +219,10 @@ def _ending(record: dict[str, Any], deadline: float) -> str:
     status, last_words = record["status"], record["words"]
     if record["is_endless"]:
         return " gave an answer without end and was killed"
-    if status is None:
+    if record["is_late"]:
         return f" did not finish within {deadline:g} s and was killed"
+    if status is None:
+        return " ended the process that was to wait for it, and was killed"
     said = f": {last_words}" if last_words else ""
     if status == 0:
         return "'s process ended before it answered"

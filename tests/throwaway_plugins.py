@@ -41,18 +41,24 @@ def devices_backend():
 class Site:
     """A folder of throwaway plugins, and a fresh interpreter that finds them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, timeout: float = 120) -> None:
         self.folder = folder
+        self.timeout = timeout
 
     def add(self, name: str, source: str, *, distribution: str | None = None, version: str = "1.2") -> None:
         """Install a plugin whose entry point is `name`."""
         distribution = distribution or f"some-{name}"
         module = f"throwaway_{name}_{distribution.replace('-', '_')}"
         (self.folder / f"{module}.py").write_text(textwrap.dedent(source))
+        self.add_entry_point(name, module, distribution=distribution, version=version)
+
+    def add_entry_point(self, name: str, value: str, *, distribution: str | None = None, version: str = "1.2") -> None:
+        """Install a distribution that has an entry point, and no module."""
+        distribution = distribution or f"some-{name}"
         metadata = self.folder / f"{distribution.replace('-', '_')}-{version}.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-        (metadata / "entry_points.txt").write_text(f"[devices]\n{name} = {module}\n")
+        (metadata / "entry_points.txt").write_text(f"[devices]\n{name} = {value}\n")
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the interpreter with `arguments`, no variable of ours set but `environment`."""
@@ -64,7 +70,7 @@ class Site:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=self.timeout,
         )
 
     def python(self, code: str, **environment: str) -> str:
