@@ -92,6 +92,32 @@ def test_an_error_of_one_rank_ends_those_that_open_a_group_with_it() -> None:
     assert time.monotonic() - began < 60
 
 
+def gradients(world: Any) -> list[tuple[str, bool]]:
+    found = []
+    whole: dict[str, Any] = {"pairs": [(0, 1), (1, 0)]}
+    for verb, keywords in (
+        ("all_reduce", {"op": "avg"}), ("reduce_scatter", {}), ("reduce_scatter", {"op": "avg"}), ("all_gather", {}),
+        ("all_to_all", {}), ("broadcast", {}), ("scatter", {}), ("permute", whole),
+    ):  # fmt: skip
+        by_way = []
+        for async_op in (False, True):
+            x = (torch.arange(4.0, dtype=torch.float64) + world.rank).requires_grad_()
+            result = getattr(devices, verb)(x, **keywords, async_op=async_op)
+            y = result.result() if async_op else result
+            (y * torch.arange(1.0, 1 + y.numel()) * (world.rank + 1)).sum().backward()
+            by_way.append(x.grad)
+        is_there = by_way[0] is not None and bool(by_way[0].any())
+        same = by_way[0] is by_way[1] or bool((by_way[0] == by_way[1]).all())
+        found.append((verb, same and (is_there or world.rank > 0)))
+    return found
+
+
+def test_the_gradient_of_an_asynchronous_verb_is_that_of_the_synchronous_one() -> None:
+    """gloo's reduce_scatter writes its result while it is waited for, when the result is in torch's graph already."""
+    for found in run(gradients, ranks=2, backend=OverGloo()):
+        assert [verb for verb, is_right in found if not is_right] == []
+
+
 def test_a_backend_that_does_not_say_that_threads_may_open_it_is_refused() -> None:
     class Silent(OverGloo):  # type: ignore[misc]
         thread_ranks = False
