@@ -80,7 +80,8 @@ class Capabilities:
         dtypes: the dtypes that tensors on the device may have; all of them can be moved.
         reductions: for each reduce op, the dtypes that the communicator's own `all_reduce`, `reduce` and
             `reduce_scatter` take. Any other op and dtype is composed.
-        group_sizes: the legal group sizes; None when every size is legal.
+        group_sizes: the legal group sizes; None when every size is legal. A group of one, which opens nothing, always
+            is.
         group_size_multiple: every multiple of this is legal beside `group_sizes`.
         max_groups: how many groups of more than one rank may be open at once in a process; None for no limit.
         max_streams: how many streams the device runs at once; None for no limit.

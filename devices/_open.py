@@ -30,6 +30,9 @@ def my_device(backend: Backend) -> Device:
 def open_verbs(backend: Backend, group: Group) -> Verbs:
     """Open `backend` over `group`, having checked that the hardware allows a group of that size."""
     capabilities = _asked(backend, partial(capabilities_of, device=group.device))
+    if group.size == 1:
+        # It is opened on no hardware, so every hardware has it: an axis of length 1, say.
+        return Verbs(None, group, capabilities)
     if not capabilities.allows_group_of(group.size):
         sizes = sorted(capabilities.group_sizes or ())
         multiple = capabilities.group_size_multiple
@@ -37,8 +40,6 @@ def open_verbs(backend: Backend, group: Group) -> Verbs:
         raise UnsupportedError(
             f"{group}: backend {backend.name!r} has no groups of {group.size}; legal sizes are {sizes}{also}"
         )
-    if group.size == 1:
-        return Verbs(None, group, capabilities)
     try:
         communicator = backend.open(group)
     except DevicesError:

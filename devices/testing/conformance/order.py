@@ -393,7 +393,7 @@ CHECKS = [
     law("order.groups_interleaved", "Verbs of several groups that share ranks do not disturb each other.",
         groups_between_each_other),
     law("order.groups_apart", "A group does not wait for a group that it shares no rank with.",
-        groups_beside_each_other),
+        groups_beside_each_other, size=4),
     law("order.one_tag", "Messages of one tag arrive in the order in which they were sent.", messages_of_one_tag,
         messages=True),
     law("order.other_tags", "Messages of different tags are independent: they may be received the other way round.",
