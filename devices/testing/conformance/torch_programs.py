@@ -98,31 +98,6 @@ def messages(world: devices.World) -> None:
     assert torch.equal(out.cpu(), wanted), f"rank {rank}: recv from rank {before} brought {out[:3].tolist()}"
 
 
-def functional_collectives(world: devices.World) -> None:
-    import torch.distributed._functional_collectives as funcol
-
-    size, rank, device = world.size, world.rank, world.device
-    group = dist.group.WORLD
-    assert group is not None
-    all_gather_single = getattr(funcol, "all_gather_single", None) or funcol.all_gather_tensor
-    reduce_scatter_single = getattr(funcol, "reduce_scatter_single", None) or funcol.reduce_scatter_tensor
-    everyone = [torch.arange(4.0 * size).view(2 * size, 2) + 10 * of for of in range(size)]
-    total, mine = torch.stack(everyone).sum(0), everyone[rank].to(device)
-    found = {
-        "all_reduce": (funcol.all_reduce(mine, "sum", group), total),
-        "all_gather_tensor": (all_gather_single(mine, 0, group), torch.cat(everyone)),
-        "reduce_scatter_tensor": (reduce_scatter_single(mine, "sum", 0, group), total.chunk(size)[rank]),
-        "all_to_all_single": (
-            funcol.all_to_all_single(mine, None, None, group), torch.cat([x.chunk(size)[rank] for x in everyone]),
-        ),
-        "broadcast": (funcol.broadcast(mine, size - 1, group), everyone[-1]),
-    }  # fmt: skip
-    for name, (result, wanted) in found.items():
-        assert torch.equal(result.cpu(), wanted), (
-            f"rank {rank}: torch's functional {name} returned {result.tolist()}, expected {wanted.tolist()}"
-        )
-
-
 def objects(world: devices.World) -> None:
     size, rank = world.size, world.rank
     found: list[object] = [None] * size
@@ -290,15 +265,13 @@ def compiled(world: devices.World) -> None:
 
     found = torch.compile(program, backend="aot_eager", fullgraph=True)(torch.full((2,), float(rank), device=device))
     wanted = [2.0 * sum(range(size)) + 1] * 2 * size
-    torch._dynamo.reset()
+    torch.compiler.reset()
     assert found.tolist() == wanted, f"rank {rank}: compiled verbs returned {found.tolist()}, expected {wanted}"
 
 
 CHECKS = [
     law("torch.collectives", "torch's own collectives over the backend's group are right.", collectives),
     law("torch.messages", "torch's own sends and receives are right, alone and in batches.", messages, messages=True),
-    law("torch.functional", "torch's functional collectives, which compiled programs and DTensor call, are right.",
-        functional_collectives),
     law("torch.objects", "torch's collectives of Python objects are right.", objects),
     law("torch.meshes", "Each axis of a DeviceMesh has a group of its own, for torch's verbs and for ours.", meshes,
         size=4),

@@ -100,5 +100,5 @@ CHECKS = [
     law("order.beside", "Messages may go while composed verbs of the same group are under way.", messages_beside_verbs,
         messages=True),
     law("order.from_any", "A message from any rank is of the tag asked for, and says from which rank it is.",
-        messages_from_any),
+        messages_from_any, messages=True),
 ]  # fmt: skip
