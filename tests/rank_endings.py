@@ -75,6 +75,7 @@ class Plan:
         body: called as `body(world, *args)`, or as `body(*args)` where `opens` is false.
         args: passed on.
         timeout: how long a verb may wait.
+        prepare: called with the world before it counts as open; what it returns comes before `args`.
         opens: whether the world is opened for the body.
         stays: whether a rank that has ended stays until all others have: its end is then no news to them.
         variables: what a rank's environment has besides; a value of None takes a variable away.
@@ -85,6 +86,7 @@ class Plan:
     timeout: float = 30.0
     opens: bool = True
     stays: bool = True
+    prepare: Callable[..., Any] | None = None
     variables: Callable[[int], Mapping[str, str | None]] = field(default=lambda rank: {})
 
 
@@ -124,7 +126,7 @@ class Running:
         files = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         passed = [Connection(os.dup(file.fileno()), readable=False, writable=True) for file in files]
         told = {name: value for name, value in variables.items() if value is not None}
-        job = (plan.body, plan.args, plan.timeout, plan.opens, plan.stays)
+        job = (plan.body, plan.args, plan.timeout, plan.opens, plan.stays, plan.prepare)
         process = _context.Process(target=_rank, args=(there, *passed, told, job), daemon=True)
         process.start()
         for each in (there, *passed):
@@ -247,10 +249,10 @@ def _rank(end: Connection, printed: Connection, stacks: Connection, told: Mappin
     faulthandler.register(_DUMP, stacks.fileno(), all_threads=True, chain=True)
     # A server that had run an op on two threads would leave its children a pool that hangs them.
     torch.set_num_threads(1)
-    body, args, timeout, opens, stays = job
+    body, args, timeout, opens, stays, prepare = job
     status = 0
     try:
-        value = _opened(end, body, args, timeout) if opens else body(*args)
+        value = _opened(end, body, args, timeout, prepare) if opens else body(*args)
         end.send({"how": "returned", "value": value, "at": time.monotonic()})
     except BaseException as error:
         at = time.monotonic()
@@ -272,10 +274,14 @@ def _rank(end: Connection, printed: Connection, stacks: Connection, told: Mappin
     os._exit(status)
 
 
-def _opened(end: Connection, body: Callable[..., Any], args: tuple[Any, ...], timeout: float) -> Any:
+def _opened(
+    end: Connection, body: Callable[..., Any], args: tuple[Any, ...], timeout: float, prepare: Callable[..., Any] | None
+) -> Any:
     import devices
 
     world = devices.init(timeout=timeout)
+    if prepare is not None:
+        args = (prepare(world), *args)
     end.send({"opened": True})
     return body(world, *args)
 

@@ -42,12 +42,13 @@ class Report:
     killed: int = 0
 
 
-def collectives(world: devices.World, seed: int) -> None:
+def second_group(world: devices.World) -> Any:
+    return dist.new_group(list(range(world.size)))
+
+
+def collectives(world: devices.World, everyone: Any, seed: int) -> None:
     """Do collectives, drawn alike on all ranks, whose results are checked, for ever."""
     draw = random.Random(seed)
-    world.mesh({"all": world.size})
-    everyone = dist.new_group(list(range(world.size)))
-    assert isinstance(everyone, dist.ProcessGroup)
     size = world.size
     while True:
         group = draw.choice([None, everyone])
@@ -118,7 +119,9 @@ def soak(jobs: int, seed: int, within: float, report: Report | None = None) -> R
         is_early = draw.random() < 0.1
         everyone = is_early or draw.random() < 0.2
         victims = list(range(ranks)) if everyone else [draw.randrange(ranks)]
-        plan = Plan(collectives, (draw.randrange(1 << 30),), timeout=60, stays=draw.random() < 0.5)
+        plan = Plan(
+            collectives, (draw.randrange(1 << 30),), timeout=60, stays=draw.random() < 0.5, prepare=second_group
+        )
         said = f"job {job} of seed {seed}: ranks {victims} of {ranks} killed"
         _job(ranks, plan, victims, draw.uniform(0, 0.25), is_early, within, said, report)
     return report
