@@ -37,6 +37,15 @@ class ByName(Backend):
         return self.backend.open(group)
 
 
+class Hasty(ByName):
+    """Imports something heavy to answer its probe."""
+
+    def probe(self) -> Probe:
+        import torch
+
+        return Probe(present=torch.cpu.is_available(), reason="torch says so")
+
+
 @hookimpl
 def devices_backend() -> ByName:
-    return ByName()
+    return Hasty() if "CONFORMANCE_HASTY" in os.environ else ByName()

@@ -15,19 +15,19 @@ def in_backward() -> bool:
     return torch._C._current_autograd_node() is not None
 
 
-@caught_by("gradients.*")
+@caught_by("gradients.all_reduce")
 class BackwardOfAllReduceIsDropped(Mail):
     def all_reduce(self, tensor: Tensor, op: str) -> Arriving:
         return Arriving(self, "all_reduce", []) if in_backward() else super().all_reduce(tensor, op)
 
 
-@caught_by("gradients.*")
+@caught_by("gradients.all_gather")
 class BackwardAveragesWhereItIsToAddUp(Mail):
     def reduce_scatter(self, output: Tensor, input: Tensor, op: str) -> Arriving:
         return super().reduce_scatter(output, input, "avg" if in_backward() and op == "sum" else op)
 
 
-@caught_by("gradients.*")
+@caught_by("gradients.all_to_all")
 class BackwardOfAllToAllGoesTheSameWayAgain(Mail):
     def all_to_all(
         self, output: Tensor, input: Tensor, output_counts: Sequence[int], input_counts: Sequence[int]
@@ -39,7 +39,7 @@ class BackwardOfAllToAllGoesTheSameWayAgain(Mail):
         return super().all_to_all(output, input, output_counts, input_counts)
 
 
-@caught_by("gradients.*")
+@caught_by("gradients.reduce_scatter")
 class BackwardGathersItsOwnPartOnly(Mail):
     def all_gather(self, output: Tensor, input: Tensor) -> Arriving:
         arriving = super().all_gather(output, input)
@@ -50,13 +50,13 @@ class BackwardGathersItsOwnPartOnly(Mail):
         return arriving
 
 
-@caught_by("gradients.*")
+@caught_by("gradients.broadcast")
 class BackwardOfABroadcastStaysWhereItIs(Mail):
     def reduce(self, tensor: Tensor, dst: int, op: str) -> Arriving:
         return Arriving(self, "reduce", []) if in_backward() else super().reduce(tensor, dst, op)
 
 
-@caught_by("gradients.*")
+@caught_by("gradients.scatter")
 class BackwardOfAScatterGathersInReverse(Mail):
     def gather(self, output: Tensor | None, input: Tensor, dst: int) -> Arriving:
         arriving = super().gather(output, input, dst)
@@ -71,7 +71,7 @@ class BackwardOfAScatterGathersInReverse(Mail):
         return arriving
 
 
-@caught_by("gradients.*")
+@caught_by("gradients.permute")
 class BackwardOfAPermuteArrivesEmpty(Mail):
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Arriving:
         arriving = super().exchange(sends, recvs)

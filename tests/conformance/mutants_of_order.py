@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from good_backend import Arriving, ArrivingFromAny, Mail, MailBackend, Tensor
@@ -88,6 +88,21 @@ class AsyncVerbsStartInWait(Mail):
         later = _Later(mail, verb, names, *finish)
         later.send, self.unsent = self.__dict__.get("unsent", lambda: None), lambda: None
         return later
+
+
+@caught_by("random.programs", patience=4.0)
+class EachThirdVerbOfAGroupIsForgotten(Mail):
+    def call(self, verb: str, letters: Mapping[int, Tensor], sources: Iterable[int]) -> list[str]:
+        names = super().call(verb, letters, sources)
+        self.__dict__["number"] = self.__dict__.get("number", 0) + 1
+        return names
+
+    def await_letters(self, verb: str, names: Sequence[str], deadline: float) -> list[Tensor]:
+        letters = super().await_letters(verb, names, deadline)
+        if self.__dict__.get("number", 0) % 3 == 2:
+            for letter in letters:
+                letter.zero_()
+        return letters
 
 
 # Messages.

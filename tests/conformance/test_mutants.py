@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from good_backend import FolderBackend, MailBackend
+from mail_plugin import ByName, Hasty
 from mutants import MUTANTS, Mutant
 
+from devices.errors import BackendUnavailableError
 from devices.testing.conformance.kit import CHECKS, conform, matching, run_check
 from devices.testing.conformance.subject import subject
 
@@ -52,6 +54,28 @@ def test_a_mutant_whose_ranks_are_processes_is_caught_by_its_check(name: str, mo
     monkeypatch.setenv("CONFORMANCE_MUTANT", name)
     [what, *_] = failures(MUTANTS[name])
     assert what.strip()
+
+
+def test_there_are_mutants_enough_and_each_chapter_of_the_kit_has_some() -> None:
+    assert len(MUTANTS) >= 60
+    chapters = {check.name.partition(".")[0] for check in CHECKS}
+    assert {mutant.check.partition(".")[0] for mutant in MUTANTS.values()} == chapters
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("plugin")
+def test_a_probe_that_imports_torch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    [check] = matching("probe.opens_nothing")
+    assert run_check(check, subject(ByName(), ranks="processes")).tally.failed == []
+    monkeypatch.setenv("CONFORMANCE_HASTY", "1")
+    [failure] = run_check(check, subject(Hasty(), ranks="processes")).tally.failed
+    assert "torch was imported" in failure.what
+
+
+def test_a_backend_without_devices_is_refused() -> None:
+    backend = type("Absent", (MailBackend,), {"devices": lambda self: []})()
+    with pytest.raises(BackendUnavailableError, match="'mail' lists no device"):
+        conform(backend)
 
 
 @pytest.mark.slow

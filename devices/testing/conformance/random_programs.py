@@ -89,7 +89,7 @@ def _smallest(subject: Subject, size: int, program: Program, wrong: Wrong) -> tu
     """Return the smallest program that hypothesis finds to fail, beginning from those it has drawn."""
     from hypothesis import HealthCheck, Phase, given, seed, settings
 
-    end, patience = time.monotonic() + _SECONDS, min(10.0, subject.timeout)
+    end, patience = time.monotonic() + min(_SECONDS, subject.timeout), min(10.0, subject.timeout)
     # What was found once holds: where time is over, nothing new is tried, and nothing that is known changes.
     known: dict[Program, Wrong | None] = {}
     last = [(program, wrong)]
