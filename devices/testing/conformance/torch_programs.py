@@ -5,6 +5,7 @@ Each is compared with the same in plain torch, on what all ranks have, in one pr
 
 from __future__ import annotations
 
+import threading
 import unittest
 
 import torch
@@ -114,8 +115,12 @@ def data_parallel(world: devices.World) -> None:
     batches = [torch.randn(4, 6, generator=torch.Generator().manual_seed(of)) for of in range(size)]
 
     def model_of() -> torch.nn.Module:
-        torch.manual_seed(7)
-        return torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.GELU(), torch.nn.Linear(16, 3))
+        model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.GELU(), torch.nn.Linear(16, 3))
+        # Ranks that are threads share torch's own generator.
+        chance = torch.Generator().manual_seed(7)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3, generator=chance)
+        return model
 
     alone, ours = model_of(), model_of().to(device)
     parallel = torch.nn.parallel.DistributedDataParallel(ours, bucket_cap_mb=0.0005)
@@ -141,9 +146,13 @@ def fully_sharded(world: devices.World) -> None:
     batches = [torch.randn(4, 6, generator=torch.Generator().manual_seed(of)) for of in range(size)]
 
     def model_of() -> torch.nn.Sequential:
-        torch.manual_seed(7)
         # Of 5 and 7 rows, which most numbers of ranks do not divide.
-        return torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 7))
+        model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 7))
+        # Ranks that are threads share torch's own generator.
+        chance = torch.Generator().manual_seed(7)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3, generator=chance)
+        return model
 
     alone, ours = model_of(), model_of().to(device)
     mesh = world.mesh({"dp": size})
@@ -212,8 +221,12 @@ def tensor_parallel(world: devices.World) -> None:
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(3))
 
     def model_of() -> torch.nn.Sequential:
-        torch.manual_seed(7)
-        return torch.nn.Sequential(torch.nn.Linear(6, 4 * size), torch.nn.GELU(), torch.nn.Linear(4 * size, 3))
+        model = torch.nn.Sequential(torch.nn.Linear(6, 4 * size), torch.nn.GELU(), torch.nn.Linear(4 * size, 3))
+        # Ranks that are threads share torch's own generator.
+        chance = torch.Generator().manual_seed(7)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3, generator=chance)
+        return model
 
     alone = model_of()
     mesh = world.mesh({"tp": size})
@@ -255,7 +268,7 @@ def meshes(world: devices.World) -> None:
 
 
 def compiled(world: devices.World) -> None:
-    if world.backend == "threads":
+    if threading.current_thread() is not threading.main_thread():
         raise unittest.SkipTest("needs ranks that are processes: threads share torch's compiler")
     size, rank, device = world.size, world.rank, world.device
 
