@@ -116,7 +116,8 @@ def test_a_table_shows_what_is_wrong(site: Site) -> None:
     site.add("toy", BROADCASTS_FROM_THE_FIRST)
     done = conformance(site, "toy", "--only", "verbs.broadcast")
     assert done.returncode == 1, done.stderr
-    assert "# torchrun --nproc-per-node=2 program.py" in done.stdout
+    shown = done.stdout.partition("# torchrun --nproc-per-node=2 program.py")[2].partition("\nVerdict")[0]
+    compile(shown, "program.py", "exec")
     assert "not proved: 1 of 1 checks" in done.stdout
     assert "FAILED  verbs.broadcast" in done.stderr
 

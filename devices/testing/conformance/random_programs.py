@@ -27,7 +27,7 @@ _COUNT, _QUICK = 120, 24
 """How many programs are drawn."""
 
 _CALLS = 8
-_SECONDS = 40.0
+_SECONDS = 25.0
 """How long a program that fails is made smaller."""
 
 _OPS = ("sum", "avg", "min", "max", "prod", "band", "bor", "bxor")

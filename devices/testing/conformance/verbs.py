@@ -131,7 +131,7 @@ def _look(verb: str, subject: Subject, tally: Tally) -> None:
         except Ended as ended:
             program = program_of(subject, size, (verb,))
             tally.fail(*shown(subject, program, Wrong(ended.place, -1, ended.what, "end")))
-            continue
+            return
         mine = [each for each in wrongs(program, founds) if program.calls[each.place].verb == verb]
         right = {place for found in founds for place in found.right if program.calls[place].verb == verb}
         bad = {each.place for each in mine}
@@ -139,6 +139,8 @@ def _look(verb: str, subject: Subject, tally: Tally) -> None:
         if mine:
             what, text = shown(subject, program, mine[0])
             tally.fail(f"{what} ({len(bad)} of {len(right | bad)} calls are wrong)" if len(bad) > 1 else what, text)
+            # A larger world would most often show the same once more.
+            return
     if not tally.proved and not tally.failed:
         tally.skip(f"needs a dtype that {verb} has a meaning on, and the backend declares none")
 

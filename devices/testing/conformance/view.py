@@ -20,6 +20,14 @@ _NAMED = 3
 def show(report: Report, file: TextIO) -> None:
     """Print what became of the checks."""
     _terminal.show(_sections(report), file)
+    # Not by rich, which would break lines and indent them: what is shown can be copied and run.
+    for outcome in report.failed:
+        for failure in outcome.tally.failed:
+            file.write(f"\n{outcome.check.name} FAILED\n{outcome.check.law}\n{failure.what.rstrip()}\n")
+            if failure.program:
+                file.write(f"\n{failure.program.rstrip()}\n")
+    file.write("\n")
+    _terminal.show([("Verdict", _verdict(report))], file)
 
 
 def as_data(report: Report) -> dict[str, Any]:
@@ -70,13 +78,6 @@ def _sections(report: Report) -> Iterable[tuple[str, RenderableType]]:
         yield "Composed", Text(", ".join(own.composed) or "none")
         if own.unused:
             yield "Declared, and composed for want of a verb of its own", Text("\n".join(own.unused))
-    for outcome in report.failed:
-        for failure in outcome.tally.failed:
-            body = Text(failure.what, style="red")
-            if failure.program:
-                body.append(f"\n\n{failure.program}", style="default")
-            yield f"{outcome.check.name}: {outcome.check.law}", body
-    yield "Verdict", _verdict(report)
 
 
 def _checks(outcomes: Iterable[Outcome]) -> Table:
