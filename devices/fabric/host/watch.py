@@ -194,7 +194,8 @@ class Watch:
         if rank == self._group.rank:
             return self.error or CollectiveError(f"{self._group}: {about} failed: the group was aborted")
         report = self.report(rank)
-        kind = MismatchError if report.get("error") == MismatchError.__name__ else CollectiveError
+        kinds = {each.__name__: each for each in (MismatchError, CollectiveTimeoutError)}
+        kind = kinds.get(report.get("error", ""), CollectiveError)
         return self._failure(about, f"{report.get('text', 'an error')}, as {self.name(rank)} found", kind)
 
     def _left(self, rank: int, about: str) -> CollectiveError:
