@@ -13,6 +13,8 @@ from devices._backend import Group
 from devices._c10d import DevicesGroup
 from devices._launch import launch
 from devices._open import my_device
+from devices._roll_call import open_together
+from devices._secret import authenticate, secret
 from devices._store import Store
 from devices.errors import UnsupportedError
 
@@ -27,6 +29,10 @@ def create_process_group(options: Any, choice: object = None) -> DevicesGroup:
     """
     _observing.begin()
     world = dist.group.WORLD if dist.is_initialized() else None
+    ranks = tuple(options.global_ranks_in_group) or tuple(range(options.group_size))
+    rank = options.group_rank
+    if world is None and not isinstance(choice, _registry.Choice) and launch() is None:
+        _meet(options, rank, ranks)
     if isinstance(choice, _registry.Choice):
         chosen = choice
     elif isinstance(world, DevicesGroup):
@@ -35,10 +41,9 @@ def create_process_group(options: Any, choice: object = None) -> DevicesGroup:
         chosen = told.choice
     else:
         chosen = _registry.choose("auto", lambda: Store(options.store))
-    ranks = tuple(options.global_ranks_in_group) or tuple(range(options.group_size))
     if os.environ.get("DEVICES_NO_PICKLE") == "1":
         _torch.refuse_object_collectives(lambda group: isinstance(group, DevicesGroup), _pickle_refused)
-    rank, device = options.group_rank, my_device(chosen.backend)
+    device = my_device(chosen.backend)
     # A store outlives its groups: the keys of this one must not be those of another that these ranks had before.
     members = hashlib.sha256(str(ranks).encode()).hexdigest()[:16]
     openings = f"devices/{members}/{rank}"
@@ -50,6 +55,15 @@ def create_process_group(options: Any, choice: object = None) -> DevicesGroup:
         # Another try of this rank alone must meet the others' first.
         options.store.add(openings, -1)
         raise
+
+
+def _meet(options: Any, rank: int, ranks: tuple[int, ...]) -> None:
+    """Let the ranks of a world that torch opens, and not `devices.init`, agree and prove who they are."""
+    store = dist.PrefixStore("devices/world", options.store)
+    thinks = {"DEVICES_SECRET": "set" if secret() else "not set"}
+    open_together(store, "torch's world", ranks, rank, thinks, options.timeout)
+    opening = store.add(f"openings/{rank}", 0)
+    authenticate(dist.PrefixStore(f"opening/{opening}", store), rank, len(ranks))
 
 
 def _pickle_refused() -> UnsupportedError:

@@ -18,6 +18,7 @@ from devices.errors import DevicesError
 SCHEMA = 1
 """Rises when a field of the report changes its meaning or goes; new fields may come at any time."""
 
+_SECRET = "DEVICES_SECRET"
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 
@@ -125,6 +126,7 @@ def _switches() -> list[dict[str, str]]:
         "DEVICES_PLUGINS": "the only plugins that are loaded",
         "DEVICES_FLIGHT": "the folder that each rank's flight recorder writes a file to",
         "DEVICES_OBSERVERS": "plugins whose observers hear of every collective",
+        _SECRET: "what ranks prove to each other that they know, before anything is sent",
         "DEVICES_NO_PICKLE": "1 makes our process group refuse torch's object collectives, which pickle",
         _AUTOLOAD: (
             'all but 1 keeps torch from registering "devices" by itself; `import devices` before '
@@ -132,7 +134,7 @@ def _switches() -> list[dict[str, str]]:
         ),
     }
     return [
-        {"name": name, "value": os.environ[name], "meaning": meaning}
+        {"name": name, "value": "(not shown)" if name == _SECRET else os.environ[name], "meaning": meaning}
         for name, meaning in meanings.items()
         if name in os.environ
     ]

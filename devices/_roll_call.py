@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -18,36 +16,6 @@ from devices.errors import WorldError
 
 _FIRST_LOOK = 0.05
 _LONG_LOOK = 0.5
-
-
-def shared_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
-    """Return the store at MASTER_ADDR and MASTER_PORT.
-
-    Raises:
-        torch.distributed.DistError: the port is taken, or nobody is there.
-        TimeoutError: somebody is there who is not one of torch's stores: torch waits for their answer for ever.
-    """
-    found: list[dist.Store] = []
-    failed: list[BaseException] = []
-
-    def connect() -> None:
-        try:
-            found.append(next(dist.rendezvous("env://", rank, size, timeout=timeout))[0])
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=connect, name="devices rendezvous", daemon=True)
-    thread.start()
-    # torch itself gives up at the timeout where nobody listens.
-    thread.join(min(timeout.total_seconds() + 2, threading.TIMEOUT_MAX))
-    if failed:
-        raise failed[0]
-    if not found:
-        raise TimeoutError(
-            f"something listens there that does not answer as torch's store does, for {timeout}; is the port another "
-            "program's?"
-        )
-    return found[0]
 
 
 def call_the_roll(
@@ -118,7 +86,7 @@ def check_alone(store: dist.Store, before: dist.Store, rank: int, size: int) -> 
         size: the number of ranks.
     """
     # The other may have been counted and not yet have told of itself.
-    if not _wait(before, [f"roll/{rank}"], 1) or before.check(["all here"]) or before.check(["refused"]):
+    if not _wait(before, [f"roll/{rank}"], 5) or before.check(["all here"]) or before.check(["refused"]):
         return
     other, mine = _get(before, [f"roll/{rank}"])[0], _process()
     if any(other[name] != mine[name] for name in mine):
@@ -167,10 +135,12 @@ def _get(store: dist.Store, keys: list[str]) -> list[Any]:
 
 
 def _wait(store: dist.Store, keys: list[str], seconds: float) -> bool:
-    if store.check(keys):
-        return True
-    # Each kind of store has its own error for a wait that was too long.
-    with contextlib.suppress(Exception):
-        store.wait(keys, timedelta(seconds=seconds))
-        return True
-    return False
+    """Return whether all keys are there within that many seconds."""
+    deadline, pause = time.monotonic() + seconds, 0.001
+    # A wait of torch's own that was too short prints a warning each time.
+    while not store.check(keys):
+        if (left := deadline - time.monotonic()) <= 0:
+            return False
+        time.sleep(min(pause, left))
+        pause = min(pause * 2, 0.05)
+    return True

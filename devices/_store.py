@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, final
 
@@ -33,6 +34,12 @@ class Store:
     def add(self, key: str, amount: int) -> int:
         """Add `amount` to the whole number at `key`, 0 at first, and return the sum: of two ranks, one has it first."""
         return self.torch.add(key, amount)
+
+    def get_all(self, keys: Sequence[str]) -> list[Any]:
+        """Return the values of `keys`, waiting for them up to the store's timeout."""
+        if not self.torch.has_extended_api():  # type: ignore[attr-defined]  # not in the stubs
+            return [self.get(key) for key in keys]
+        return [json.loads(value) for value in self.torch.multi_get(list(keys))]
 
     def comes(self, key: str, seconds: float) -> bool:
         """Return whether `key` is set, or comes to be within that many seconds."""

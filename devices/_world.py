@@ -20,7 +20,9 @@ from devices._c10d import DevicesGroup
 from devices._launch import launch
 from devices._mesh import mesh_shape
 from devices._open import my_device
-from devices._roll_call import call_the_roll, check_alone, shared_store
+from devices._rendezvous import shared_store, tell_the_other_first
+from devices._roll_call import call_the_roll, check_alone
+from devices._secret import authenticate, authentication, secret
 from devices._store import Store
 from devices.errors import ArgumentError, UnsupportedError, WorldError
 from devices.fabric.host import open_here
@@ -228,23 +230,27 @@ def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:
             f"{'is' if len(missing) == 1 else 'are'} not; launch by torchrun, which sets them all, or unset them "
             "for a world of one"
         )
-    rank, size = (_whole_number(name) for name in ("RANK", "WORLD_SIZE"))
+    rank, size, port = (_whole_number(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     if not 0 <= rank < size:
         raise WorldError(f"RANK is {rank} and WORLD_SIZE is {size}; ranks go from 0 to WORLD_SIZE - 1")
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    host = os.environ["MASTER_ADDR"]
+    address, thinks = f"{host}:{port}", {"WORLD_SIZE": size, "DEVICES_SECRET": "set" if secret() else "not set"}
     try:
-        store = shared_store(rank, size, timeout)
-    except (dist.DistError, TimeoutError) as error:
+        store = shared_store(host, port, rank, timeout)
+        store.set_timeout(timeout)
+        # A second world of the same ranks must not read the first one's keys.
+        opening = store.add(f"devices/openings/{rank}", 1)
+        found, before = (dist.PrefixStore(f"devices/{number}", store) for number in (opening, opening - 1))
+        if opening > 1:
+            check_alone(found, before, rank, size)
+        call_the_roll(found, f"the world at {address}", range(size), rank, thinks, timeout)
+        authenticate(found, rank, size)
+    except (dist.DistError, TimeoutError, ValueError) as error:
         said = str(error).partition("\n")[0]
+        if rank == 0 and "EADDRINUSE" in said:
+            tell_the_other_first(host, port, size)
         raise WorldError(f"rank {rank} of {size}: the ranks cannot meet at {address}: {said}") from error
-    store.set_timeout(timeout)
-    # A second world of the same ranks must not read the first one's keys.
-    opening = store.add(f"devices/openings/{rank}", 1)
-    found, before = (dist.PrefixStore(f"devices/{number}", store) for number in (opening, opening - 1))
-    if opening > 1:
-        check_alone(found, before, rank, size)
-    call_the_roll(found, f"the world at {address}", range(size), rank, {"WORLD_SIZE": size}, timeout)
-    return found, rank, size, f"{size} ranks met at {address}"
+    return found, rank, size, f"{size} ranks met at {address}; {authentication()}"
 
 
 def _whole_number(name: str) -> int:
@@ -264,7 +270,12 @@ def _adopt(asked: str) -> World:
                 f"torch's process group is of backend {group.choice.backend.name!r}, but {asked!r} was asked for; "
                 "call devices.init() first, or ask for 'auto'"
             )
-        return World(group.choice, group.group.device, owns_group=False, note="torch's process group was adopted")
+        return World(
+            group.choice,
+            group.group.device,
+            owns_group=False,
+            note=f"torch's process group was adopted; {authentication()}",
+        )
     note = f"torch's {dist.get_backend()!r} process group was adopted; its own verbs carry ours"
     return World(choice, my_device(choice.backend), owns_group=False, note=note)
 

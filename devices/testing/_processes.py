@@ -7,6 +7,7 @@ import multiprocessing.forkserver
 import os
 import pickle
 import re
+import secrets
 import signal
 import sys
 import tempfile
@@ -160,15 +161,17 @@ def run_outcomes(
 
     That a rank of `mortal` dies is no failure, and the others go on.
     """
-    from torch.distributed import TCPStore
+    from devices._rendezvous import serve
 
     if not isinstance(ranks, int) or ranks < 1:
         raise ArgumentError(f"ranks={ranks!r}: a run needs at least one rank")
     if timeout <= 0:
         raise ArgumentError(f"timeout must be positive, got {timeout!r}")
     # The store is here, as torchrun's agent has it, so no port is chosen before it is bound.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {**os.environ, **_torchrun(ranks, store.port), **(env or {})}
+    store = serve("127.0.0.1", 0)
+    # Whoever else finds the port is no rank of this run.
+    secret = {"DEVICES_SECRET": secrets.token_hex(32)}
+    shared = {**secret, **os.environ, **_torchrun(ranks, store.port), **(env or {})}
     context = _context()
     started: list[_Rank] = []
     try:
