@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import textwrap
 from collections.abc import Callable
 
@@ -49,7 +51,8 @@ else:
 
 def killed(backend: str, law: Callable[..., None], size: int, timeout: float = 90.0) -> Failure | None:
     """Run `law(world)` on `size` processes, the last of which kills itself; return what is wrong, if something is."""
-    outcomes = run_outcomes(pack(law, ()), size, timeout=timeout, backend=backend, mortal={size - 1})
+    with contextlib.redirect_stdout(io.StringIO()):
+        outcomes = run_outcomes(pack(law, ()), size, timeout=timeout, backend=backend, mortal={size - 1})
     error = outcomes.error()
     if error is None:
         if outcomes.by_rank[-1].how == "died":

@@ -255,7 +255,8 @@ CHECKS = [
     Check("life.dead_peer", "When a rank is killed, the verbs of the others are CollectiveErrors within the timeout.",
           _dead_peers),
     law("life.late_peer", "A verb whose peer does not come is a CollectiveTimeoutError that names rank and verb.",
-        late_peers, cases=lambda subject: ((max(1, min(5, int(subject.timeout / 3))),),)),
+        # Processes on a machine that does other work take their time to open a group.
+        late_peers, cases=lambda subject: ((8 if subject.ranks == "processes" else 3,),)),
     law("life.fork", "In a forked child the rank's groups are errors, and the rank itself goes on.", a_forked_child),
     law("life.threads", "Verbs may be called on any thread of a rank, one thread after another.", other_threads),
 ]  # fmt: skip
