@@ -48,7 +48,7 @@ class FlightRecord:
         group: the group's name; a group of a name that another one had before is "name (2)".
         number: which of the group's collective calls it is, from 1; 0 for messages between two ranks.
         dtype: that of what the rank gave, "float32"; "" for a barrier.
-        numel: how many elements it gave, or received where it gave nothing.
+        numel: how many elements it gave, or received where it gave nothing; of a scatter, what it got.
         nbytes: the same in bytes.
         op: the reduce op, "" where there is none.
         root: the source, the destination or the peer, a rank of the group; -1 where there is none.
