@@ -5,23 +5,35 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, final
 
 import torch.distributed as dist
 
-from devices.errors import WorldError
+from devices.errors import CollectiveError, WorldError
+from devices.fabric.host.peers import Peers, Process
+
+Entry = dict[str, Any]
+"""What a rank tells of itself: what it thinks, and which process it is."""
 
 _FIRST_LOOK = 0.05
 _LONG_LOOK = 0.5
 
 
 def call_the_roll(
-    store: dist.Store, what: str, ranks: Sequence[int], rank: int, thinks: Mapping[str, Any], timeout: timedelta
-) -> None:
-    """Return once all ranks have come and think the same.
+    store: dist.Store,
+    what: str,
+    ranks: Sequence[int],
+    rank: int,
+    thinks: Mapping[str, Any],
+    timeout: timedelta,
+    known: Mapping[int, Entry] | None = None,
+) -> dict[int, Entry]:
+    """Return what all ranks told of themselves, once all have come and think the same.
 
     Args:
         store: what they meet by; the same for all who open this, whatever they think of it.
@@ -30,44 +42,87 @@ def call_the_roll(
         rank: this one of them.
         thinks: what all must agree on, by names; JSON.
         timeout: how long to wait.
+        known: what ranks told of themselves before, as far as it is known.
 
     Raises:
         WorldError: on every rank that has come: some think otherwise, or one did not come.
+        CollectiveError: on every rank that has come: one has died.
     """
     me = f"rank {rank}"
+    gone = Gone(known or {}, rank)
     keys = {each: f"roll/{each}" for each in ranks}
     _set(store, f"roll/{rank}", {"thinks": dict(thinks), **_process()})
-    seen: dict[int, dict[str, Any]] = {}
+    seen: dict[int, Entry] = {}
     deadline, look = time.monotonic() + timeout.total_seconds(), _FIRST_LOOK
     while missing := [each for each in ranks if each not in seen]:
         left = deadline - time.monotonic()
         all_here = _wait(store, [keys[each] for each in missing], min(look, max(left, 0.001)))
         here = missing if all_here else [each for each in missing if store.check([keys[each]])]
-        seen |= dict(zip(here, _get(store, [keys[each] for each in here]), strict=True))
+        if here:
+            seen |= dict(zip(here, _get(store, [keys[each] for each in here]), strict=True))
+            gone = Gone({**(known or {}), **seen}, rank)
         if said := _differ(seen):
             raise refuse(store, me, f"the ranks disagree about {what}: {said}")
         late = [each for each in ranks if each not in seen]
         # Who is complete does not care what others, who are not among `ranks`, make of it.
         if late and store.check(["refused"]):
             raise WorldError(f"{me}: {_get(store, ['refused'])[0]}")
+        if late and (said := gone()):
+            raise CollectiveError(str(refuse(store, me, f"{said} while {what} was opened")))
         if late and left <= 0:
             came = f"; {_named(sorted(seen))} did" if seen else ""
             raise refuse(store, me, f"{_named(late)} did not come within {timeout} to open {what}{came}")
         look = min(look * 2, _LONG_LOOK)
     _set(store, "all here", True)
+    return seen
+
+
+_world: dict[int, Entry] = {}
+"""What the ranks of the world told of themselves when it was opened."""
 
 
 def open_together(
     store: dist.Store, what: str, ranks: Sequence[int], rank: int, thinks: Mapping[str, Any], timeout: timedelta
-) -> None:
-    """Call the roll in a store that may have seen the like before: a group of the same name that was closed."""
+) -> Gone:
+    """Call the roll in a store that may have seen the like before: a group of the same name that was closed.
+
+    Returns:
+        What tells, from then on, whether one of them has died.
+    """
     number = store.add(f"openings/{rank}", 1)
+    is_world = not dist.is_initialized()
+    # What is known of the ranks of a world before this one is of other processes.
+    known = {} if is_world else {each: _world[each] for each in ranks if each in _world}
     try:
-        call_the_roll(dist.PrefixStore(f"opening/{number}", store), what, ranks, rank, thinks, timeout)
+        roll = dist.PrefixStore(f"opening/{number}", store)
+        entries = call_the_roll(roll, what, ranks, rank, thinks, timeout, known)
     except BaseException:
         # Another try of this rank alone must meet the others' first.
         store.add(f"openings/{rank}", -1)
         raise
+    if is_world:
+        _world.clear()
+        _world.update(entries)
+    return Gone(entries, rank)
+
+
+@final
+class Gone:
+    """Says which of some processes of this host have died; nothing of those of other hosts.
+
+    Args:
+        entries: what they told of themselves, by rank.
+        rank: this one, left out.
+    """
+
+    def __init__(self, entries: Mapping[int, Entry], rank: int) -> None:
+        where = _process()["where"]
+        here = {each: entry for each, entry in entries.items() if each != rank and entry["where"] == where}
+        self._peers = Peers({each: Process.from_json(entry) for each, entry in here.items()}) if where else None
+
+    def __call__(self) -> str:
+        dead = self._peers.dead() if self._peers else frozenset()
+        return f"{_named(sorted(dead))} died" if dead else ""
 
 
 def refuse(store: dist.Store, me: str, said: str) -> WorldError:
@@ -89,7 +144,7 @@ def check_alone(store: dist.Store, before: dist.Store, rank: int, size: int) -> 
     if not _wait(before, [f"roll/{rank}"], 5) or before.check(["all here"]) or before.check(["refused"]):
         return
     other, mine = _get(before, [f"roll/{rank}"])[0], _process()
-    if any(other[name] != mine[name] for name in mine):
+    if any(other.get(name) != mine[name] for name in mine):
         said = (
             f"RANK is {rank} in two processes: {_told(other)} and {_told(mine)}; give each of the {size} ranks a "
             "number of its own"
@@ -98,15 +153,20 @@ def check_alone(store: dist.Store, before: dist.Store, rank: int, size: int) -> 
         raise refuse(store, f"rank {rank}", said)
 
 
-def _process() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": platform.node()}
+def _process() -> Entry:
+    """Return what tells this process from all others, and where it can be watched from."""
+    mine: Entry = {"pid": os.getpid(), "host": platform.node(), "where": ""}
+    if sys.platform == "linux" and hasattr(os, "pidfd_open"):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        mine |= {"where": f"{boot} {Path('/proc/self/ns/pid').readlink()}", **Process.mine().to_json()}
+    return mine
 
 
-def _told(process: Mapping[str, Any]) -> str:
+def _told(process: Entry) -> str:
     return f"process {process['pid']} on {process['host']}"
 
 
-def _differ(seen: Mapping[int, Mapping[str, Any]]) -> str:
+def _differ(seen: Mapping[int, Entry]) -> str:
     """Return in what those who came differ."""
     for name in next(iter(seen.values()))["thinks"] if seen else ():
         by_value: dict[str, list[int]] = {}

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, final
 
+from devices.errors import CollectiveError
+
 if TYPE_CHECKING:
     from torch.distributed import Store as TorchStore
+
+
+_LOOK = 0.02
 
 
 @final
@@ -18,10 +23,12 @@ class Store:
 
     Args:
         torch: torch's own store, handed to transports of torch's that ask for one.
+        gone: says, while a key is waited for, which of those who might set it have died; nothing if none has.
     """
 
-    def __init__(self, torch: TorchStore) -> None:
+    def __init__(self, torch: TorchStore, gone: Callable[[], str] | None = None) -> None:
         self.torch = torch
+        self._gone = gone
 
     def set(self, key: str, value: Any) -> None:
         """Set `key` to `value`, which must be JSON."""
@@ -29,6 +36,15 @@ class Store:
 
     def get(self, key: str) -> Any:
         """Return the value of `key`, waiting for it up to the store's timeout."""
+        if self._gone is not None:
+            # That the time is up, torch's own `get` says.
+            timeout: timedelta = self.torch.timeout  # type: ignore[attr-defined]  # not in the stubs
+            deadline, pause = time.monotonic() + timeout.total_seconds() - _LOOK, 0.0005
+            while not self.torch.check([key]) and time.monotonic() < deadline:
+                if said := self._gone():
+                    raise CollectiveError(f"{said}, and this rank waits for what it was to tell: {key}")
+                time.sleep(pause)
+                pause = min(pause * 2, _LOOK)
         return json.loads(self.torch.get(key))
 
     def add(self, key: str, amount: int) -> int:
