@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 RANK = Path(__file__).with_name("rank.py")
-START_SECONDS = 180.0
+START_SECONDS = {"DeepSpeed": 900.0}
+"""DeepSpeed compiles what it needs when it is first asked for."""
 ANSWER_SECONDS = 180.0
 
 
@@ -113,7 +114,8 @@ class World:
         )
 
     def _accept(self, listener: socket.socket) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        seconds = START_SECONDS.get(self.name, 180.0)
+        deadline = time.monotonic() + seconds
         by_rank: dict[int, _Line] = {}
         connections = []
         while len(by_rank) < self.ranks:
@@ -135,7 +137,7 @@ class World:
             if any(process.poll() is not None for process in self._processes):
                 raise LeftOutError(f"a rank ended at its start: {self._printed()}")
             if time.monotonic() > deadline:
-                raise LeftOutError(f"the ranks did not start within {START_SECONDS:g} s: {self._printed()}")
+                raise LeftOutError(f"the ranks did not start within {seconds:g} s: {self._printed()}")
         self._lines = [by_rank[rank] for rank in range(self.ranks)]
 
     def ask(self, do: str, **more: Any) -> list[dict[str, Any]]:
