@@ -55,7 +55,8 @@ def call_the_roll(
     seen: dict[int, Entry] = {}
     deadline, look = time.monotonic() + timeout.total_seconds(), _FIRST_LOOK
     while missing := [each for each in ranks if each not in seen]:
-        left = deadline - time.monotonic()
+        # Who is gone has done before what it did, so that what it may have told is looked at last.
+        lost, left = gone(), deadline - time.monotonic()
         all_here = _wait(store, [keys[each] for each in missing], min(look, max(left, 0.001)))
         here = missing if all_here else [each for each in missing if store.check([keys[each]])]
         if here:
@@ -66,9 +67,11 @@ def call_the_roll(
         late = [each for each in ranks if each not in seen]
         # Who is complete does not care what others, who are not among `ranks`, make of it.
         if late and store.check(["refused"]):
-            raise WorldError(f"{me}: {_get(store, ['refused'])[0]}")
-        if late and (said := gone()):
-            raise CollectiveError(str(refuse(store, me, f"{said} while {what} was opened")))
+            kind = CollectiveError if store.check(["died"]) else WorldError
+            raise kind(f"{me}: {_get(store, ['refused'])[0]}")
+        if late and lost:
+            _set(store, "died", True)
+            raise CollectiveError(str(refuse(store, me, f"{lost} while {what} was opened")))
         if late and left <= 0:
             came = f"; {_named(sorted(seen))} did" if seen else ""
             raise refuse(store, me, f"{_named(late)} did not come within {timeout} to open {what}{came}")

@@ -40,9 +40,13 @@ class Store:
             # That the time is up, torch's own `get` says.
             timeout: timedelta = self.torch.timeout  # type: ignore[attr-defined]  # not in the stubs
             deadline, pause = time.monotonic() + timeout.total_seconds() - _LOOK, 0.0005
-            while not self.torch.check([key]) and time.monotonic() < deadline:
-                if said := self._gone():
-                    raise CollectiveError(f"{said}, and this rank waits for what it was to tell: {key}")
+            while time.monotonic() < deadline:
+                # Who is gone has done before what it did, so that the key is looked for last.
+                lost = self._gone()
+                if self.torch.check([key]):
+                    break
+                if lost:
+                    raise CollectiveError(f"{lost}, and this rank waits for what it was to tell: {key}")
                 time.sleep(pause)
                 pause = min(pause * 2, _LOOK)
         return json.loads(self.torch.get(key))
