@@ -15,6 +15,7 @@ from devices.errors import did_you_mean
 _COMMANDS = {
     "doctor": "say what is installed, what is here, what `auto` would choose, and what is broken",
     "check": "run a torchrun program on thread ranks, and list what in it is bound to a vendor or refused by a target",
+    "new-plugin": "write the package of a new backend, complete, to begin from",
     "conformance": "prove that a backend keeps every law of the interface, or show how it does not",
     "flight": "print what the flight recorders of a program's ranks left: who called what when, and who is behind",
 }
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if known.command == "doctor":
             return _doctor(as_json=known.json)
+        if known.command == "new-plugin":
+            return _new_plugin(known.name, known.into)
         if known.command == "conformance":
             from devices.testing.conformance import command as conformance
 
@@ -109,8 +112,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     flight.add_argument("--trace", metavar="FILE", help="write a trace there, for ui.perfetto.dev or chrome://tracing")
     flight.add_argument("--last", type=int, default=40, metavar="N", help="how many calls to print, the last (40)")
     flight.add_argument("folder", help="the folder")
+    new_plugin = commands.add_parser(
+        "new-plugin",
+        help=_COMMANDS["new-plugin"],
+        description="Write a package with a backend that works and keeps every law, its parts marked to be replaced.",
+        epilog="Exit status: 0 if it was written, 2 if it cannot be.",
+        allow_abbrev=False,
+    )
+    new_plugin.add_argument("--into", default=".", metavar="DIR", help="where its folder is to be (.)")
+    new_plugin.add_argument("name", help="the backend's name, a word in lower case")
     options = [
         "--help",
+        "--into",
         "--version",
         "--json",
         "--target",
@@ -122,6 +135,21 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         "--seed",
     ]
     return parser, options
+
+
+def _new_plugin(name: str, into: str) -> int:
+    from pathlib import Path
+
+    from devices import _new_plugin
+    from devices.errors import DevicesError
+
+    try:
+        folder = _new_plugin.write(name, Path(into))
+    except (DevicesError, OSError) as error:
+        print(f"devices new-plugin: {error}", file=sys.stderr)
+        return 2
+    print(f"{folder} is there. Next: cd {folder}; pip install --editable .; devices conformance {name}")
+    return 0
 
 
 def _doctor(*, as_json: bool) -> int:

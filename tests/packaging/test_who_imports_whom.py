@@ -47,6 +47,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_flight_read",
         "_flight_trace",
         "_flight_view",
+        "_new_plugin",
+        "_new_plugin_files",
         "_survey_child",
         "__main__",
     ),
