@@ -1,0 +1,5 @@
+from devices.testing.conformance import Conformance
+
+
+class TestConformance(Conformance):
+    backend = "toy"
