@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,19 @@ def test_the_backend_is_as_long_as_the_documents_say() -> None:
     assert 60 < len(lines) < 100
     for document in ("README.md", "docs/backend.md"):
         assert "under 100 lines" in (ROOT / document).read_text()
+
+
+def test_each_law_of_the_document_is_proved_by_checks_that_there_are() -> None:
+    from devices.testing.conformance.kit import CHECKS
+
+    names = {check.name for check in CHECKS}
+    areas = {name.partition(".")[0] for name in names}
+    text = (ROOT / "docs" / "backend.md").read_text()
+    laws = text[text.index("## What the interface asks") :]
+    cells = [line.split("|")[2] for line in laws.splitlines() if line.startswith("| ") and "| law |" not in line]
+    cited = {name for cell in cells for name in re.findall(r"`(\w+\.[\w*]+)`", cell)}
+    assert len(cells) > 20
+    assert len(cited) > 30
+    unknown = {name for name in cited if name not in names and not (name[-1] == "*" and name[:-2] in areas)}
+    assert unknown == set()
+    assert [name for name in sorted(names) if not {name, f"{name.partition('.')[0]}.*"} & cited] == []

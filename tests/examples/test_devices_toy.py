@@ -77,6 +77,7 @@ def test_a_name_of_two_words_gives_a_distribution_and_a_class_of_them(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_command_of_the_tutorial_runs_in_an_empty_environment(tmp_path: Path) -> None:
     bin_folder = empty_environment(tmp_path / "venv")
     environment = environment_of(tmp_path, bin_folder)
@@ -89,7 +90,7 @@ def test_every_command_of_the_tutorial_runs_in_an_empty_environment(tmp_path: Pa
             (folder / block.file).write_text(block.text)
             continue
         # A command may change the folder, for those after it.
-        told = run(["bash", "-euc", f"{block.text}\npwd"], folder, environment)
+        told = run(["bash", "-euc", f"{block.text}\npwd"], folder, environment, timeout=600)
         *said[block.text.splitlines()[0]], last = told.splitlines()
         folder = Path(last)
     assert folder == tmp_path / "devices-toy"
