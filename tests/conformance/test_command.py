@@ -160,6 +160,12 @@ def test_what_there_is_not_is_said_with_what_was_meant(site: Site) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_what_was_only_skipped_is_not_called_proved(site: Site) -> None:
+    done = conformance(site, "cpu", "--ranks", "threads", "--only", "order.streams")
+    assert done.returncode == 2, done.stderr
+    assert "nothing was looked at" in done.stdout
+
+
 def test_threads_are_refused_where_the_backend_does_not_say_that_it_can(site: Site) -> None:
     site.add("toy", PREAMBLE + GOOD_HOOK)
     done = conformance(site, "toy", "--ranks", "threads")

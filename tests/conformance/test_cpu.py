@@ -1,4 +1,4 @@
-"""The CPU backend keeps every law, on ranks that are processes of its own and on threads that stand for them."""
+"""The CPU backend's thread ranks keep every law; its processes have a file of their own, for another worker."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ import pytest
 from devices.testing.conformance import Conformance
 
 
+@pytest.mark.slow
 class TestOnThreads(Conformance):
     backend = "cpu"
     ranks = "threads"
-
-
-@pytest.mark.slow
-class TestOnProcesses(Conformance):
-    backend = "cpu"
-    ranks = "processes"

@@ -31,4 +31,4 @@ def run(options: argparse.Namespace) -> int:
     else:
         view.show(report, sys.stdout)
     sys.stdout.flush()
-    return 0 if report.is_proved else 1
+    return 2 if report.is_empty else 0 if report.is_proved else 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import io
 import time
 import traceback
 import warnings
@@ -66,6 +68,12 @@ class Report:
         return all(outcome.is_proved for outcome in self.outcomes)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether all was skipped, which proves nothing."""
+        tallies = [outcome.tally for outcome in self.outcomes]
+        return not any(tally.proved or tally.refused or tally.failed for tally in tallies)
+
+    @property
     def failed(self) -> tuple[Outcome, ...]:
         """The checks that found something wrong."""
         return tuple(outcome for outcome in self.outcomes if not outcome.is_proved)
@@ -107,7 +115,8 @@ def run_check(check: Check, on: Subject) -> Outcome:
     """Run one check on a subject, whatever it comes to."""
     tally, begin = Tally(), time.monotonic()
     try:
-        with warnings.catch_warnings():
+        # What ranks print would stand in the table.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             # torch says of complex32, once in a process, that not all its operators have it.
             warnings.filterwarnings("ignore", "ComplexHalf support", UserWarning)
             check.run(on, tally)

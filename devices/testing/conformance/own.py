@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -47,7 +49,8 @@ def own_of(subject: Subject) -> Own | None:
     if not sizes or subject.stands_in:
         return None
     try:
-        found = subject.on_ranks(_own, sizes[0])[0]
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = subject.on_ranks(_own, sizes[0])[0]
     except Broken:
         return None
     declared = sorted(op for op, dtypes in subject.capabilities.reductions.items() if dtypes)

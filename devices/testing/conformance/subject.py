@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -73,8 +71,7 @@ class Subject:
             Broken: a rank raised, died or did not finish; the message names the rank.
         """
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                return self._run(function, size, args, self.timeout if timeout is None else timeout)
+            return self._run(function, size, args, self.timeout if timeout is None else timeout)
         except RankFailedError as error:
             raise Broken(_first_lines(str(error))) from error
         except (Exception, SystemExit) as error:

@@ -289,7 +289,7 @@ CHECKS = [
     law("torch.meshes", "Each axis of a DeviceMesh has a group of its own, for torch's verbs and for ours.", meshes,
         size=4),
     law("torch.ddp", "Steps of DistributedDataParallel are those of one process with all ranks' batches.",
-        data_parallel),
+        data_parallel, dtypes=("float32", "int32", "int64", "uint8")),  # torch tells of its buckets by whole numbers
     law("torch.fsdp2", "Steps of fully_shard are those of one process with all ranks' batches.", fully_sharded),
     law("torch.dtensor", "DTensors move between placements, are multiplied and differentiated as plain tensors.",
         dtensors),

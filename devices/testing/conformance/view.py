@@ -105,6 +105,8 @@ def _verdict(report: Report) -> Text:
     proved = sum(outcome.tally.proved for outcome in report.outcomes)
     seconds = sum(outcome.seconds for outcome in report.outcomes)
     of = f"{len(report.outcomes)} checks, {proved} things proved, in {seconds:.0f} s"
+    if report.is_empty:
+        return Text("nothing was looked at: all of it was skipped", style="yellow")
     if report.is_proved:
         return Text(f"proved: {of}", style="green")
     return Text(f"not proved: {len(report.failed)} of {of}", style="red")
