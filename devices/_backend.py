@@ -206,11 +206,13 @@ class Communicator:
             are then called on a thread of the group, one after the other.
         reductions: what its own reductions take, where that is not what the device's `Capabilities` declare.
         note: what carries the group, in words, for `devices.explain()`.
+        anew: up to so many bytes `all_reduced` costs less than a copy and an `all_reduce` in place; -1 if never.
     """
 
     blocking: ClassVar[bool] = False
     reductions: Mapping[str, frozenset[torch.dtype]] | None = None
     note: str = ""
+    anew: int = -1
 
     def expect(self, call: Asked) -> None:
         """Hear what the verb that this thread calls next is for, so that it can be compared with the peers' calls.
@@ -236,6 +238,10 @@ class Communicator:
     def all_reduce(self, tensor: torch.Tensor, op: str) -> Pending:
         """Replace `tensor` by the reduction over all ranks, the same bits on every rank."""
         raise _not_here(self, "all_reduce")
+
+    def all_reduced(self, tensor: torch.Tensor, op: str) -> torch.Tensor:
+        """Return what `all_reduce` would replace `tensor`, of at most `anew` bytes, by: a new tensor, already there."""
+        raise _not_here(self, "all_reduced")
 
     def reduce_scatter(self, output: torch.Tensor, input: torch.Tensor, op: str) -> Pending:
         """Fill `output` with this rank's part of the reduced `input`: `input.numel() == size * output.numel()`."""

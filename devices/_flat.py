@@ -13,6 +13,7 @@ import torch
 
 from devices._backend import Pending
 from devices.algorithms.observed import AnyVerbs
+from devices.algorithms.started import DONE
 from devices.errors import UnsupportedError
 
 Tensor = torch.Tensor
@@ -61,6 +62,10 @@ class Call:
         verb, rank, root = self.verb, verbs.group.rank, self.root
         if verb != "scatter" or rank == root:
             given = in_memory(given)
+        if verb == "all_reduce" and into is None and not async_op:
+            reduced = verbs.all_reduced(given, self.op)
+            if reduced is not None:
+                return DONE, reduced
         if verb in ("all_reduce", "broadcast"):
             result = given.clone() if into is None else into.copy_(given)
             flat = result if result.ndim == 1 else result.view(-1)

@@ -41,7 +41,7 @@ LOCAL = frozenset(
     + [(op, dtype) for op in _BITWISE for dtype in (torch.uint8, *_SIGNED)]
 )
 
-_COMBINE: dict[str, Callable[..., torch.Tensor]] = {
+COMBINE: dict[str, Callable[..., torch.Tensor]] = {
     "sum": torch.add,
     "prod": torch.mul,
     "min": torch.minimum,
@@ -99,7 +99,7 @@ def _why_not(op: str, dtype: torch.dtype) -> ArgumentError | DtypeError:
 
 def combine(op: str, first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> None:
     """Write the reduction of two tensors of a dtype that torch reduces (see `local_carrier`) into `out`."""
-    _COMBINE[op](first, second, out=out)
+    COMBINE[op](first, second, out=out)
 
 
 @final

@@ -120,6 +120,10 @@ class ObservedVerbs:
         start = partial(self._verbs.all_reduce, tensor, op, async_op=async_op)
         return self._watch("all_reduce", tensor, start, op, async_op=async_op)
 
+    def all_reduced(self, tensor: Tensor, op: str) -> Tensor | None:
+        """Return None: it is done by the verb that is watched."""
+        return None
+
     def all_gather(
         self, output: Tensor, input: Tensor, counts: Sequence[int] | None = None, *, async_op: bool = False
     ) -> Pending:

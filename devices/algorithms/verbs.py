@@ -59,6 +59,7 @@ class Verbs:
         # which it learns by the first call: a program that makes thousands of groups uses few.
         self._alone: frozenset[tuple[str, torch.dtype]] = frozenset()
         self._direct: set[tuple[str, torch.dtype]] = set()
+        self._anew = -1  # up to so many bytes the communicator makes the result of an all_reduce anew
         self._gathered: set[torch.dtype] = set()  # the same of all_gather
         self._own: frozenset[str] = frozenset()  # what the communicator has of its own
         self._carriers: dict[tuple[str, torch.dtype], Carrier | None] = {}
@@ -78,7 +79,7 @@ class Verbs:
         )
         self._start_all_reduce = communicator.all_reduce
         forked.watch(self)
-        self._blocks = communicator.blocking
+        self._blocks, self._anew = communicator.blocking, communicator.anew
 
     def all_reduce(self, tensor: Tensor, op: str = "sum", *, async_op: bool = False) -> Pending:
         """Replace `tensor` by the reduction over all ranks, the same bits on every rank."""
@@ -114,6 +115,23 @@ class Verbs:
                 self._direct.add(pair)
             return self._runner.native(record, partial(self._reduce_carried, carrier, tensor), async_op)
         return self._runner.compose(record, partial(self._reduce_composed, tensor, op), async_op)
+
+    def all_reduced(self, tensor: Tensor, op: str) -> Tensor | None:
+        """Return the reduction of `tensor`, which does not require grad, as a new one; None if it is done in place."""
+        if (
+            tensor.nbytes > self._anew
+            or tensor.ndim != 1
+            or (op, tensor.dtype) not in self._direct
+            or ((worker := self._runner.worker) is not None and worker.is_busy)
+        ):
+            return None
+        record = self.flight.begin("all_reduce", tensor.dtype, tensor.numel(), op)
+        try:
+            reduced = self._on.communicator.all_reduced(tensor, op)
+        except Exception as error:
+            fail(self.flight, record, error)
+        end(record)
+        return reduced
 
     def all_gather(
         self, output: Tensor, input: Tensor, counts: Sequence[int] | None = None, *, async_op: bool = False

@@ -19,8 +19,8 @@ from devices.fabric.host.segment import Segment
 from devices.fabric.host.watch import Watch
 from devices.fabric.mark import Mark, difference
 
-_BITS = 24
-_MASK = (1 << _BITS) - 1
+BITS = 24
+_MASK = (1 << BITS) - 1
 
 PATIENCE = 0.7
 """Seconds that a rank waits for the others' words on a mismatch; one that has not come by then is left out."""
@@ -75,7 +75,7 @@ class Agreement:
         """Say that this rank has come to its next call; what it wrote before, the others then see."""
         self._watch.check()
         self.number += 1
-        self._words[self.mine + (self.number & 1)] = (self.number << _BITS) | fingerprint(key)
+        self._words[self.mine + (self.number & 1)] = (self.number << BITS) | fingerprint(key)
 
     def meet(self, key: Key) -> None:
         """Wait until all ranks have come to the call, and made the same.
@@ -84,7 +84,7 @@ class Agreement:
             MismatchError: one made another.
             CollectiveError: one will not come.
         """
-        value = (self.number << _BITS) | fingerprint(key)
+        value = (self.number << BITS) | fingerprint(key)
         words = self._words
         for index in self.others[self.number & 1]:
             if words[index] != value:
@@ -99,15 +99,15 @@ class Agreement:
 
         def is_ready() -> bool:
             for index in indices:  # noqa: SIM110 - a generator costs more than the look
-                if words[index] >> _BITS < number:
+                if words[index] >> BITS < number:
                     return False
             return True
 
         def missing() -> list[int]:
-            return [rank for rank, at in zip(self._ranks, indices, strict=True) if words[at] >> _BITS < number]
+            return [rank for rank, at in zip(self._ranks, indices, strict=True) if words[at] >> BITS < number]
 
         def is_odd() -> bool:
-            return any(words[at] >> _BITS == number and words[at] != value for at in indices)
+            return any(words[at] >> BITS == number and words[at] != value for at in indices)
 
         # A rank that made another call is known before the last has come.
         self._watch.until(lambda: is_ready() or is_odd(), missing, lambda: self.about(key))
@@ -138,13 +138,15 @@ class Agreement:
         if not value:
             return "it has made no call of the group"
         key = _known.get(value & _MASK)
-        return f"its last was call {value >> _BITS}" + (f", {key[0]}" if key else "")
+        return f"its last was call {value >> BITS}" + (f", {key[0]}" if key else "")
 
     def _mismatch(self, key: Key) -> CollectiveError:
         """Tell the others what this rank called, hear what they did, and return the error."""
         mine = self._mark(key)
         watch = self._watch
-        watch.fail(MismatchError(f"{self._group}: {mine}: a rank made another call"), mark=_to_json(mine))
+        watch.fail(
+            MismatchError(f"{self._group}: {mine}: a rank made another call"), mark=_to_json(mine), is_final=False
+        )
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and not all(watch.has_failed(rank) for rank in self._ranks):
             if (ended := watch.failure_of(self._ranks)) is not None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from devices.algorithms.arithmetic import COMBINE
+
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 Combine = Callable[[Array, Array, Array], object]
 """Writes the reduction of two arrays, the lower rank's first, into a third, which may be one of them."""
@@ -21,7 +23,6 @@ _UFUNCS: dict[str, np.ufunc] = {
     "bor": np.bitwise_or,
     "bxor": np.bitwise_xor,
 }
-_TORCH = {"min": torch.minimum, "max": torch.maximum}
 
 
 def array_of(tensor: torch.Tensor) -> Array:
@@ -31,13 +32,19 @@ def array_of(tensor: torch.Tensor) -> Array:
     return tensor.numpy()
 
 
+def tensor_of(array: Array, dtype: torch.dtype) -> torch.Tensor:
+    """Return the memory of a flat array as a tensor of `dtype`."""
+    tensor = torch.from_numpy(array)
+    return tensor.view(dtype) if tensor.dtype != dtype else tensor
+
+
 def combine(op: str, dtype: torch.dtype) -> Combine:
     """Return what reduces arrays of a dtype that `arithmetic.LOCAL` has with `op`, as torch does."""
     if dtype is torch.bfloat16:
-        in_torch = _TORCH[op]
+        in_torch = COMBINE[op]
 
         def reduce(first: Array, second: Array, out: Array) -> None:
-            whole = [torch.from_numpy(each).view(torch.bfloat16) for each in (first, second, out)]
+            whole = [tensor_of(each, dtype) for each in (first, second, out)]
             in_torch(whole[0], whole[1], out=whole[2])
 
         return reduce

@@ -12,13 +12,14 @@ import torch
 
 from devices._backend import Asked, Communicator, Group, Message, Pending, PendingFrom
 from devices._store import Store
+from devices.algorithms.arithmetic import COMBINE
 from devices.algorithms.started import DONE
 from devices.errors import CollectiveError
 from devices.fabric.communicator import REDUCTIONS
 from devices.fabric.host import large, open_here
-from devices.fabric.host.agreement import Agreement, Key, fingerprint
+from devices.fabric.host.agreement import BITS, Agreement, Key, fingerprint
 from devices.fabric.host.arena import Arenas
-from devices.fabric.host.arrays import Array, Combine, array_of, combine
+from devices.fabric.host.arrays import Array, Combine, array_of, combine, tensor_of
 from devices.fabric.host.channels import Channels
 from devices.fabric.host.layout import PLACE, SMALL
 from devices.fabric.host.peers import Process
@@ -34,12 +35,15 @@ Tensor = torch.Tensor
 class _Plan:
     """An all_reduce of one op, dtype and small size: all that does not change from call to call."""
 
-    def __init__(self, key: Key, slots: Sequence[Sequence[Array]], rank: int, op: Combine) -> None:
+    def __init__(self, key: Key, slots: Sequence[Sequence[Array]], rank: int, op: Combine, dtype: torch.dtype) -> None:
         self.key = key
         self.fingerprint = fingerprint(key)
         self.slots = slots
         self.mine = [each[rank] for each in slots]
         self.op = op
+        # The same to torch, which makes a new tensor at less cost than numpy fills one.
+        self.tensors = [[tensor_of(slot, dtype) for slot in each] for each in slots]
+        self.torch_op = COMBINE[key[3]]
 
 
 @final
@@ -66,7 +70,7 @@ class SharedMemoryCommunicator(Communicator):
         self._group = group
         self._rank, self._size = group.rank, group.size
         self._watch = watch
-        self._segment = segment
+        self._segment, self._words = segment, segment.words
         self._agreement = Agreement(segment, group, watch)
         self._rounds = Rounds(segment, group.rank, group.size, watch)
         self._channels = Channels(segment, group, watch)
@@ -79,6 +83,7 @@ class SharedMemoryCommunicator(Communicator):
         table = group.size * group.size
         counts = segment.bytes[layout.counts : layout.counts + 4 * table * 8].view(np.uint64)
         self._counts = counts.reshape(2, 2, group.size, group.size)
+        self.anew = SMALL if group.size == 2 else -1
         self._plans: dict[tuple[str, torch.dtype, int], _Plan] = {}
         self._expected: dict[int, Key] = {}
         self._lock = threading.Lock()
@@ -110,60 +115,63 @@ class SharedMemoryCommunicator(Communicator):
     # Collectives.
 
     def all_reduce(self, tensor: Tensor, op: str) -> Pending:
-        # The lines of a small sum decide what a program with many of them waits for.
         if tensor.nbytes > SMALL or self._expected:
             return self._all_reduce(tensor, op)
         shape = op, tensor.dtype, tensor.numel()
         plan = self._plans.get(shape) or self._plan(shape)
         array = array_of(tensor)
         with self._lock:
-            self._run(plan, array, array)
+            self._run(plan, array)
         return DONE
 
-    def all_reduced(self, tensor: Tensor, op: str) -> Tensor | None:
-        """Return the reduction of a small tensor as a new one of its shape, at less cost than in place."""
-        if tensor.nbytes > SMALL or self._expected or tensor.dtype is torch.bfloat16:
-            return None
+    def all_reduced(self, tensor: Tensor, op: str) -> Tensor:
         shape = op, tensor.dtype, tensor.numel()
         plan = self._plans.get(shape) or self._plan(shape)
-        result = torch.empty_like(tensor, memory_format=torch.contiguous_format)
         with self._lock:
-            self._run(plan, tensor.numpy().reshape(-1), result.numpy().reshape(-1))
-        return result
+            parity = self._begin()
+            first, second = plan.tensors[parity]
+            (second if self._rank else first).copy_(tensor)
+            self._come(plan, parity)
+            return plan.torch_op(first, second)
 
-    def _run(self, plan: _Plan, input: Array, output: Array) -> None:
-        agreement = self._agreement
+    def _run(self, plan: _Plan, array: Array) -> None:
+        parity = self._begin()
+        plan.mine[parity][...] = array
+        self._come(plan, parity)
+        slots, op = plan.slots[parity], plan.op
+        op(slots[0], slots[1], array)
+        for slot in slots[2:]:
+            op(array, slot, array)
+
+    def _begin(self) -> int:
+        """Begin a call; return whether it is an odd one."""
         if self._watch.error is not None or self._is_closed:
             self._check()
+        agreement = self._agreement
         agreement.number = number = agreement.number + 1
-        parity = number & 1
-        plan.mine[parity][...] = input
-        words = self._words
-        words[agreement.mine + parity] = value = (number << 24) | plan.fingerprint
+        return number & 1
+
+    def _come(self, plan: _Plan, parity: int) -> None:
+        """Say that this rank has come to the call, its data being there, and wait for the others."""
+        agreement, words = self._agreement, self._words
+        words[agreement.mine + parity] = value = (agreement.number << BITS) | plan.fingerprint
         for index in agreement.others[parity]:
             if words[index] != value:
                 agreement.meet(plan.key)
-                break
+                return
         if words[0]:
             self._watch.check_others()
-        slots = plan.slots[parity]
-        op = plan.op
-        op(slots[0], slots[1], output)
-        for slot in slots[2:]:
-            op(output, slot, output)
-
-    @property
-    def _words(self) -> memoryview:
-        return self._segment.words
 
     def _plan(self, shape: tuple[str, torch.dtype, int]) -> _Plan:
         op, dtype, size = shape
         if len(self._plans) > 1000:
             self._plans.clear()
-        like = array_of(torch.empty(0, dtype=dtype)).dtype
-        slots = [[slot[: size * like.itemsize].view(like) for slot in slots] for slots in self._slots]
-        plan = _Plan(("all_reduce", _name(dtype), size, op, -1, ()), slots, self._rank, combine(op, dtype))
-        self._plans[shape] = plan
+        key = "all_reduce", _name(dtype), size, op, -1, ()
+        # A plan outlives the mode that it is made in.
+        with torch.inference_mode(False):
+            like = array_of(torch.empty(0, dtype=dtype)).dtype
+            slots = [[slot[: size * like.itemsize].view(like) for slot in slots] for slots in self._slots]
+            self._plans[shape] = plan = _Plan(key, slots, self._rank, combine(op, dtype), dtype)
         return plan
 
     def _all_reduce(self, tensor: Tensor, op: str) -> Pending:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from devices._backend import Group
-from devices.errors import CollectiveError
+from devices.errors import CollectiveError, CollectiveTimeoutError
 from devices.fabric.host.communicator import SharedMemoryCommunicator
 from devices.fabric.host.layout import HERE, STATE, Layout
 from devices.fabric.host.peers import Process
@@ -80,7 +80,7 @@ class _Host:
 
     def __init__(self, group: Group, card: _Card) -> None:
         self._group = group
-        self._cards = [card, *(_Card(group.store.get(f"host/{rank}")) for rank in range(1, group.size))]
+        self._cards = [card, *(_Card(_hear(group, f"host/{rank}", rank)) for rank in range(1, group.size))]
 
     def open(self) -> SharedMemoryCommunicator | str:
         reason = self._why_not()
@@ -94,7 +94,7 @@ class _Host:
             cards = [card.process.to_json() for card in self._cards]
             group.store.set("memory", {"reason": "", "descriptor": descriptor, "processes": cards})
             # The descriptor is what the others find the memory by.
-            failed = [said for rank in range(1, group.size) if (said := group.store.get(f"mapped/{rank}"))]
+            failed = [said for rank in range(1, group.size) if (said := _hear(group, f"mapped/{rank}", rank))]
         finally:
             os.close(descriptor)
         reason = f"a process cannot map the memory of another: {failed[0]}" if failed else ""
@@ -111,7 +111,7 @@ class _Host:
 
 
 def _guest(group: Group) -> SharedMemoryCommunicator | str:
-    plan = group.store.get("memory")
+    plan = _hear(group, "memory", 0)
     if plan["reason"]:
         return str(plan["reason"])
     cards = plan["processes"]
@@ -125,12 +125,27 @@ def _guest(group: Group) -> SharedMemoryCommunicator | str:
     except (OSError, ValueError) as error:
         said = f"rank {group.ranks[group.rank]}: {error}"
     group.store.set(f"mapped/{group.rank}", said)
-    reason = group.store.get("opened")
+    reason = _hear(group, "opened", 0)
     if reason:
         return str(reason)
     if segment is None:
         raise CollectiveError(f"{group}: the memory of the group could not be mapped: {said}")
     return _opened(segment, group, cards)
+
+
+def _hear(group: Group, key: str, rank: int) -> Any:
+    """Return what a rank of the group says in the store.
+
+    Raises:
+        CollectiveTimeoutError: it says nothing within the group's timeout.
+    """
+    seconds = group.timeout.total_seconds()
+    if not group.store.comes(key, seconds):
+        raise CollectiveTimeoutError(
+            f"{group}: the group was not opened within {seconds:g} s: rank {group.ranks[rank]} did not come; every "
+            "rank makes all groups, its own and the others', in one order"
+        )
+    return group.store.get(key)
 
 
 def _opened(segment: Segment, group: Group, cards: list[dict[str, int]]) -> SharedMemoryCommunicator:

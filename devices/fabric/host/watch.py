@@ -194,6 +194,11 @@ class Watch:
         if rank == self._group.rank:
             return self.error or CollectiveError(f"{self._group}: {about} failed: the group was aborted")
         report = self.report(rank)
+        waiting = _now() + 1
+        while report.get("is_final") is False and _now() < waiting:
+            # It is hearing what the others called.
+            time.sleep(0.001)
+            report = self.report(rank)
         kinds = {each.__name__: each for each in (MismatchError, CollectiveTimeoutError)}
         kind = kinds.get(report.get("error", ""), CollectiveError)
         return self._failure(about, f"{report.get('text', 'an error')}, as {self.name(rank)} found", kind)
