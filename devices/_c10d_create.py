@@ -14,10 +14,7 @@ from devices._c10d import DevicesGroup
 from devices._launch import launch
 from devices._open import my_device
 from devices._roll_call import open_together
-    device = my_device(chosen.backend)
-    if world is not None and launch() is None:
-        name = f"group {options.group_id!r}"
-        open_together(options.store, name, ranks, ranks[rank], {"members": list(ranks)}, options.timeout)
+from devices._secret import authenticate, secret
 from devices._store import Store
 from devices.errors import UnsupportedError
 
@@ -46,14 +43,10 @@ def create_process_group(options: Any, choice: object = None) -> DevicesGroup:
         chosen = _registry.choose("auto", lambda: Store(options.store))
     if os.environ.get("DEVICES_NO_PICKLE") == "1":
         _torch.refuse_object_collectives(lambda group: isinstance(group, DevicesGroup), _pickle_refused)
-<<<<<<< HEAD
     device = my_device(chosen.backend)
-=======
-    rank, device = options.group_rank, my_device(chosen.backend)
-    if launch() is None:
+    if world is not None and launch() is None:
         name = f"group {options.group_id!r}"
         open_together(options.store, name, ranks, ranks[rank], {"members": list(ranks)}, options.timeout)
->>>>>>> 1e43984 (A group opens once all its members have said the same of it)
     # A store outlives its groups: the keys of this one must not be those of another that these ranks had before.
     members = hashlib.sha256(str(ranks).encode()).hexdigest()[:16]
     openings = f"devices/{members}/{rank}"

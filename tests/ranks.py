@@ -29,6 +29,20 @@ def run(
 
     The function is of a module's top level, and what it returns can be pickled.
     """
+    ended = outcomes(ranks, function, *args, env=env, timeout=timeout)
+    if any(kind != "returned" for kind, _ in ended):
+        raise RankFailed("\n".join(f"--- rank {rank} {kind}\n{said}" for rank, (kind, said) in enumerate(ended)))
+    return [value for _, value in ended]
+
+
+def outcomes(
+    ranks: int,
+    function: Callable[..., Any],
+    *args: Any,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 60,
+) -> list[tuple[str, Any]]:
+    """Return how `function(*args)` ended on each rank: "returned", "raised", "died" or "did not finish", and what."""
     from torch.distributed import TCPStore
 
     # The store is here, as torchrun's agent has it, so no port is chosen before it is bound.
@@ -51,19 +65,17 @@ def run(
         there.close()
         children.append(child)
         ends.append(here)
-    outcomes = _collect(ends, timeout)
+    ended = _collect(ends, timeout)
     for child in children:
-        child.join(5 if all(kind == "returned" for kind, _ in outcomes) else 0.5)
+        child.join(5 if all(kind == "returned" for kind, _ in ended) else 0.5)
         if child.is_alive():
             child.kill()
             child.join()
-    if any(kind != "returned" for kind, _ in outcomes):
-        raise RankFailed("\n".join(f"--- rank {rank} {kind}\n{said}" for rank, (kind, said) in enumerate(outcomes)))
-    return [value for _, value in outcomes]
+    return ended
 
 
 def _collect(ends: list[Connection], timeout: float) -> list[tuple[str, Any]]:
-    """Return each rank's outcome; once one has failed, the others have 5 more seconds."""
+    """Return each rank's outcome; once one has failed, the others have 20 more seconds."""
     outcomes: list[tuple[str, Any]] = [("did not finish", "")] * len(ends)
     open_ends = {end: rank for rank, end in enumerate(ends)}
     deadline = time.monotonic() + timeout
@@ -76,7 +88,7 @@ def _collect(ends: list[Connection], timeout: float) -> list[tuple[str, Any]]:
             except EOFError:
                 outcomes[rank] = ("died", "")
             if outcomes[rank][0] != "returned":
-                deadline = min(deadline, time.monotonic() + 5)
+                deadline = min(deadline, time.monotonic() + 20)
     return outcomes
 
 

@@ -272,7 +272,10 @@ class SharedMemoryCommunicator(Communicator):
             parity = self._agreement.number + 1 & 1
             counts, expected = self._counts[parity]
             counts[self._rank], expected[self._rank] = input_counts, output_counts
-            slots = self._meet(key, array if array.nbytes <= SMALL else None)
+            if array.nbytes <= SMALL:
+                self._check()
+                self._slots[parity][self._rank][: array.size] = array
+            slots = self._meet(key)
             self._check_counts(key, counts, expected)
             if int(counts.sum(axis=1).max()) > SMALL:
                 longest = int(counts.max())

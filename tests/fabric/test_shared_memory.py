@@ -1,0 +1,86 @@
+"""The CPU backend over memory that the processes of a host share, against plain torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from fabric import shared_memory_cases as cases
+
+import devices
+from devices.errors import UnsupportedError
+from devices.fabric.host.meeting import why_not_here
+
+reason = why_not_here()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason), reason=f"needs shared memory: {reason}")]
+
+
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_rank_gets_what_plain_torch_computes(size: int, case: Callable[..., Any]) -> None:
+    ranks.run(size, case, timeout=120)
+
+
+@pytest.mark.parametrize("counts", [[5, 0, 7], [0, 0, 0], [70_001, 3, 600_000]])
+def test_uneven_parts_arrive_whole(counts: list[int]) -> None:
+    ranks.run(3, cases.uneven_parts, counts, timeout=120)
+
+
+def test_tensors_in_fabric_memory_are_reduced_where_they_lie_and_given_back() -> None:
+    for total, growth in ranks.run(3, cases.fabric_memory, timeout=120):
+        assert total == 0.0, "memory that is given out again is zeros"
+        assert growth < 200_000_000, "20 tensors of 40 MB, one after the other, are not all kept"
+
+
+@pytest.mark.parametrize(
+    ("act", "says"), [("dies", r"rank 1 \(process \d+\) died"), ("leaves", "rank 1 has closed the group")]
+)
+def test_a_rank_that_goes_is_named_to_all_others(act: str, says: str) -> None:
+    ended = ranks.outcomes(3, cases.raises_and_says, act)
+    for rank in (0, 2):
+        kind, said = ended[rank]
+        assert kind == "returned", said
+        error, text, seconds = said
+        assert error == "CollectiveError"
+        assert f"rank {rank} of 3" in text
+        assert re.search(says, text), text
+        # A second is what is promised; a machine that does other things may take longer.
+        assert seconds < 15
+
+
+def test_the_ranks_that_are_left_recover() -> None:
+    ended = ranks.outcomes(4, cases.recovers, timeout=90)
+    assert ended[1][0] == "died"
+    for now, before in enumerate((0, 2, 3)):
+        kind, said = ended[before]
+        assert kind == "returned", said
+        rank, size, total, explained = said
+        assert (rank, size, total) == (now, 3, [3.0, 5.0])
+        assert "ranks 0, 2, 3 of a world of 4 went on" in explained
+
+
+def test_no_file_is_made() -> None:
+    assert ranks.run(2, cases.leaves_nothing_behind) == [[], []]
+
+
+def test_groups_that_are_closed_leave_no_descriptor_open() -> None:
+    for few, many in ranks.run(2, cases.opens_and_closes_groups, 60, timeout=120):
+        assert many <= few + 2
+
+
+def test_switched_off_gloo_serves_and_explain_says_why() -> None:
+    for text in ranks.run(2, cases.explained, env={"DEVICES_FABRIC": "off"}):
+        assert "gloo: rank 0: DEVICES_FABRIC=off" in text
+    for text in ranks.run(2, cases.explained):
+        assert "shared memory" in text
+
+
+def test_fabric_memory_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEVICES_FABRIC", "off")
+    with pytest.raises(UnsupportedError, match="DEVICES_FABRIC=off"):
+        devices.empty(3, fabric=True)
+    assert devices.empty(3, 4, dtype=torch.int64).shape == (3, 4)
