@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 from typing import Protocol
@@ -13,6 +14,9 @@ class _Open(Protocol):
 
 
 _open: WeakSet[_Open] = WeakSet()
+
+# A process that is forked ends for itself alone.
+os.register_at_fork(after_in_child=_open.clear)
 
 
 def add(communicator: _Open) -> None:
