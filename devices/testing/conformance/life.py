@@ -136,11 +136,43 @@ def closing_alone(world: devices.World) -> None:
         dist.destroy_process_group(group)
 
 
+def communicators_ended_twice(world: devices.World) -> None:
+    import dataclasses
+
+    group: Any = dist.group.WORLD
+    rank, size = group.group.rank, group.group.size
+    for order in (("close", "close"), ("abort", "abort", "close", "close"), ("close", "abort")):
+        # As the world itself opens it, but with nothing of ours around it.
+        name = "-".join(order)
+        store = devices.Store(dist.PrefixStore(name, group.get_group_store()))
+        communicator = group.choice.backend.open(dataclasses.replace(group.group, store=store, name=name))
+        input = torch.full((3,), rank, dtype=torch.uint8, device=world.device)
+        output = torch.empty(3 * size, dtype=torch.uint8, device=world.device)
+        try:
+            communicator.all_gather(output, input).wait()
+        except devices.errors.UnsupportedError:
+            pass  # it has no such verb of its own
+        else:
+            wanted = [of for of in range(size) for _ in range(3)]
+            assert output.tolist() == wanted, f"rank {rank}: all_gather wrote {output.tolist()}, expected {wanted}"
+        devices.barrier()
+        for number, call in enumerate(order):
+            try:
+                getattr(communicator, call)()
+            except Exception as error:
+                raise AssertionError(
+                    f"rank {rank}: of {', then '.join(order)}, call {number + 1} raised {type(error).__name__}: {error}"
+                ) from error
+        devices.barrier()
+
+
 CHECKS = [
     law("life.closed", "Every verb over a closed group is a WorldError, and other groups go on.", closed_groups_refuse,
         messages=True),
     law("life.closed_twice", "A group and a world may be closed more than once.", closing_twice),
     law("life.opened_again", "A world may be opened after another was closed.", opening_again),
+    law("life.communicator", "A communicator may be aborted and closed more than once.", communicators_ended_twice,
+        dtypes=()),
     law("life.closed_alone", "Closing a group waits for no other rank.", closing_alone),
     law("life.closed_under_way", "A group may be closed with verbs under way: they are done, or say that they are not.",
         closing_with_verbs_under_way),
