@@ -1,4 +1,4 @@
-"""The laws of failures where processes have no memory in common, as those of several hosts: gloo carries their verbs."""
+"""The laws of failures where processes have no memory in common, as on several hosts: gloo carries their verbs."""
 
 from __future__ import annotations
 
