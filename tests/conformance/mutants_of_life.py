@@ -230,7 +230,7 @@ class ThereAreNumbersForSoManyGroups(_Keeping):
 # What only processes have.
 
 
-@caught_by("life.dead_peer", ranks="processes", patience=5.0)
+@caught_by("life.dead_peer", ranks="processes", patience=2.0)
 class ADeadPeerIsAwaitedForEver(Mail):
     def deadline(self) -> float:
         return time.monotonic() + 3600

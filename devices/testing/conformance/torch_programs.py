@@ -36,6 +36,15 @@ def collectives(world: devices.World) -> None:
     assert work is not None, f"rank {rank}: torch's all_reduce with async_op=True returned no work"
     work.wait()
     results.append(("all_reduce with async_op", x, total))
+    # In the memory of a larger tensor, as DDP's buckets are, the rest of which stays as it is.
+    margin = torch.full((3,), -5.0)
+    for name, inside in (("all_reduce", total), ("broadcast", everyone[last])):
+        whole = torch.cat([margin.to(device), mine, margin.to(device)])
+        if name == "all_reduce":
+            dist.all_reduce(whole[3:-3])
+        else:
+            dist.broadcast(whole[3:-3], last)
+        results.append((f"{name} of a view, and what is around it,", whole, torch.cat([margin, inside, margin])))
     out = torch.empty(size * mine.numel(), device=device)
     all_gather_single(out, mine)
     results.append(("all_gather_into_tensor", out, torch.cat(everyone)))
