@@ -175,6 +175,11 @@ class GroupRecorder:
         if recorder.changed is not None:
             recorder.changed("error")
 
+    def closed(self) -> None:
+        """Let what is recorded be written down, for the process may end without Python's own end."""
+        if self._recorder.changed is not None:
+            self._recorder.changed("running")
+
 
 _TITLE = "its last calls"
 

@@ -70,7 +70,7 @@ class _Writer:
         self._folder = folder.absolute()
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._written: object = None
+        self._written: tuple[str, object] | None = None
         self._has_failed = False
 
     def write(self, why: str) -> None:
@@ -81,11 +81,12 @@ class _Writer:
             return
         with self._lock:
             records = found.records()
-            written = why, found.rank, found.size, [(record[BEGAN], record[ENDED]) for record in records]
-            if written != self._written:
+            calls = found.rank, found.size, [(record[BEGAN], record[ENDED]) for record in records]
+            # A reason says more than that it runs.
+            if self._written is None or calls != self._written[1] or why not in ("running", self._written[0]):
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _replace(self._folder / f"rank-{found.rank}.json", json.dumps(_as_data(found, records, why)))
-                self._written = written
+                self._written = why, calls
 
     def try_to_write(self, why: str) -> None:
         """Write the file; where that fails, say so once and let the program go on."""

@@ -84,14 +84,14 @@ def reach(host: str, port: int, timeout: timedelta) -> dist.Store:
     return store
 
 
-def tell_the_other_first(host: str, port: int, size: int) -> None:
+def tell_the_other_first(host: str, port: int, size: int, timeout: timedelta) -> None:
     """Raise if it is another rank 0 that has the port; that one, if it waits for others, raises too.
 
     Raises:
         WorldError: it is.
     """
     with contextlib.suppress(dist.DistError, TimeoutError):
-        store = Store(reach(host, port, timedelta(seconds=2)))
+        store = Store(reach(host, port, min(timeout, timedelta(seconds=5))))
         # It counts itself a moment after it has the port.
         if store.comes("devices/openings/0", 5):
             opening = store.add("devices/openings/0", 0)

@@ -248,7 +248,7 @@ def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:
     except (dist.DistError, TimeoutError, ValueError) as error:
         said = str(error).partition("\n")[0]
         if rank == 0 and "EADDRINUSE" in said:
-            tell_the_other_first(host, port, size)
+            tell_the_other_first(host, port, size, timeout)
         raise WorldError(f"rank {rank} of {size}: the ranks cannot meet at {address}: {said}") from error
     return found, rank, size, f"{size} ranks met at {address}; {authentication()}"
 

@@ -229,6 +229,16 @@ def test_a_folder_without_files_and_one_of_two_jobs_are_clear_errors(left: Path,
         _flight_read.read(folder)
 
 
+def two_calls(world: devices.World) -> None:
+    devices.barrier()
+    devices.barrier()
+
+
+def test_ranks_that_end_without_pythons_own_end_leave_all_of_their_calls(tmp_path: Path) -> None:
+    run_processes(two_calls, 2, env={"DEVICES_FLIGHT": str(tmp_path)})
+    assert [[call["number"] for call in read_calls(tmp_path, rank)] for rank in range(2)] == [[1, 2]] * 2
+
+
 def wait_and_die(world: devices.World, folder: str) -> None:
     devices.all_reduce(torch.ones(1))
     if world.rank == 0:

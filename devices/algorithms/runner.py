@@ -116,6 +116,7 @@ class Runner:
         """Finish what is queued and end the thread."""
         if self.worker is not None:
             self.worker.close()
+        self._flight.closed()
 
     def _enqueue(self, record: Record, run: Callable[[], None], async_op: bool) -> Pending:
         if self.worker is None:
