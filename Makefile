@@ -25,7 +25,7 @@ check: $(READY) ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-judge: $(READY) ## run torch's own distributed suite over our process group
+judge: $(READY) ## run what takes long: torch's own suite over our group, killed jobs, a litmus test of memory
 	$(PYTEST) tests/judge --timeout 0
 
 bench: $(READY) ## run the benchmarks

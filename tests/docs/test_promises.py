@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,9 +16,17 @@ import ranks
 import torch
 import torch.distributed as dist
 from doc_blocks import ROOT
+from shared_memory import HAS_SHARED_MEMORY
 
 import devices
-from devices.errors import ArgumentError, CollectiveError, CollectiveTimeoutError, DtypeError, UnsupportedError
+from devices.errors import (
+    ArgumentError,
+    CollectiveError,
+    CollectiveTimeoutError,
+    DtypeError,
+    MismatchError,
+    UnsupportedError,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -217,19 +227,49 @@ def _kept(path: str) -> dict[str, bool]:
     return kept
 
 
-def _without_a_peer(path: str, how: str, folder: Path) -> None:
+WITHOUT_A_PEER: dict[str, tuple[str, Callable[[Exception], bool]]] = {
+    "a peer that died is a `CollectiveError`": ("dead", lambda error: isinstance(error, CollectiveError)),
+    "a peer that died is named": ("dead", lambda error: "rank 1 " in str(error) and "died" in str(error)),
+    "the text of an exception that a peer died of": ("raises", lambda error: "batch 7 is corrupt" in str(error)),
+    "a peer that does not come in time is a `CollectiveTimeoutError`": (
+        "late",
+        lambda error: isinstance(error, CollectiveTimeoutError),
+    ),
+    "a peer that does not come in time is named": ("late", lambda error: "waits for rank 1 " in str(error)),
+    "another call than its peers' is a `MismatchError` on every rank": (
+        "other",
+        lambda error: (
+            isinstance(error, MismatchError) and all(word in str(error) for word in ("op", "'sum'", "'max'", "rank 1"))
+        ),
+    ),
+}
+"""What is promised of a rank whose peer, rank 1, fails it: how it does, and what then holds of the rank's error."""
+
+NEED_SHARED_MEMORY = frozenset(text for text in WITHOUT_A_PEER if "`Collective" not in text)
+
+
+def _with_a_bad_peer(path: str, how: str, folder: Path) -> None:
+    rank = int(os.environ["RANK"])
     verbs = open_path(path, timeout=3 if how == "late" else 60)
     verbs.all_reduce(mine(1.0))
-    if dist.get_rank() == 1:
-        while how == "late" and not (folder / "said").exists():
-            time.sleep(0.05)
+    if rank == 1 and how == "dead":
         os._exit(0)
+    if rank == 1 and how == "raises":
+        # As an uncaught exception ends a program.
+        sys.excepthook(ValueError, ValueError("batch 7 is corrupt"), None)
+        os._exit(1)
+    while rank == 1 and how == "late":
+        time.sleep(0.05)
+        if (folder / "0").exists():
+            os._exit(0)
+    told = dict.fromkeys((text for text, (which, _) in WITHOUT_A_PEER.items() if which == how), False)
     try:
-        verbs.all_reduce(mine(1.0))
+        verbs.all_reduce(mine(1.0), op="max" if how == "other" and rank == 1 else "sum")
     except Exception as error:
-        (folder / "said").write_text(
-            str(isinstance(error, CollectiveTimeoutError if how == "late" else CollectiveError))
-        )
+        told = {text: WITHOUT_A_PEER[text][1](error) for text in told}
+    part = folder / f"part {rank}"
+    part.write_text(json.dumps(told))
+    part.rename(folder / str(rank))
     os._exit(0)
 
 
@@ -237,12 +277,19 @@ def _without_a_peer(path: str, how: str, folder: Path) -> None:
 def test_a_promise_is_kept_where_the_table_says_so_and_only_there(path: str, tmp_path: Path) -> None:
     on_ranks = ranks.run(2, _kept, path, env={"DEVICES_NO_PICKLE": "1"}, timeout=100)
     found = {text: all(kept[text] for kept in on_ranks) for text in CHECKS}
-    for how, text in (
-        ("dead", "a peer that died is a `CollectiveError`"),
-        ("late", "a peer that does not come in time is a `CollectiveTimeoutError`"),
-    ):
-        (tmp_path / how).mkdir()
+    for how in ("dead", "raises", "late", "other"):
+        folder = tmp_path / how
+        folder.mkdir()
         with pytest.raises(ranks.RankFailed):
-            ranks.run(2, _without_a_peer, path, how, tmp_path / how)
-        found[text] = (tmp_path / how / "said").read_text() == "True"
-    assert found == {text: cells[path] for text, cells in table().items()}
+            ranks.run(2, _with_a_bad_peer, path, how, folder)
+        # A rank that still waits has written nothing.
+        files = [folder / rank for rank in ("01" if how == "other" else "0")]
+        said = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+        asked = [text for text, (which, _) in WITHOUT_A_PEER.items() if which == how]
+        found |= {text: all(each.get(text, False) for each in said) for text in asked}
+    promised = {text: cells[path] for text, cells in table().items()}
+    assert promised.keys() == found.keys()
+    left_out = frozenset() if HAS_SHARED_MEMORY else NEED_SHARED_MEMORY
+    assert {text: kept for text, kept in found.items() if text not in left_out} == {
+        text: is_kept for text, is_kept in promised.items() if text not in left_out
+    }
