@@ -20,8 +20,8 @@ from devices.testing.conformance.tried import Ended, founds_of, wrongs
 _OPS = ("sum", "avg", "min", "max", "prod", "band", "bor", "bxor")
 
 _SHAPES: tuple[tuple[int, ...], ...] = ((5,), (), (0,), (3, 2), (2, 0, 3), (1,), (2, 3, 4), (257,))
-_LARGE = 70_001
-"""Elements: more than any transport takes in one piece, and no multiple of anything."""
+_LARGE, _LARGEST = 70_001, 600_011
+"""Elements: more than transports take in one piece, and no multiple of anything; the second in the smallest world."""
 
 _MANY = 4
 """How much more time than other programs one of thousands of calls has."""
@@ -112,7 +112,8 @@ def calls_of(verb: str, dtypes: Sequence[str], groups: int, size: int) -> Iterat
     if any(dtype == "complex64" for _, dtype in pairs):
         yield Call(verb, 0, "sum", "complex64", (3,), seed=next(seeds), layout="conjugated")
     for op, dtype in likely[:: max(1, len(likely) // 3)][:3]:
-        large = (_LARGE // size,) if verb in (*JOINING, *SPLITTING) else (_LARGE,)
+        count = _LARGEST if size == 2 and (op, dtype) == likely[0] else _LARGE
+        large = (count // size,) if verb in (*JOINING, *SPLITTING) else (count,)
         yield Call(verb, 0, op, dtype, large, "numbers" if verb in REDUCING else "bits", next(seeds), root=1)
 
 
