@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -182,11 +181,16 @@ def test_the_kit_imports_nothing_of_pytest(site: Site) -> None:
     assert site.python(code) == "[]"
 
 
-def test_an_authors_test_file_is_three_lines(tmp_path: Path) -> None:
-    (tmp_path / "test_toy.py").write_text(
-        'from devices.testing.conformance import Conformance\n\nclass TestCPU(Conformance):\n    backend = "cpu"\n'
+def test_an_authors_test_file_is_three_lines_and_skips_what_is_not_here(site: Site) -> None:
+    site.add("toy", (PREAMBLE + GOOD_HOOK).replace('Probe(True, "it is a toy")', 'Probe(False, "the box is shut")'))
+    (site.folder / "test_toy.py").write_text(
+        "from devices.testing.conformance import Conformance\n\n"
+        'class TestCPU(Conformance):\n    backend = "cpu"\n\n'
+        'class TestToy(Conformance):\n    backend = "toy"\n'
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "probe or devices.order"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    done = site.run(
+        "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-k", "probe or devices.order", "test_toy.py"
+    )
     assert done.returncode == 0, done.stdout
-    assert "5 passed" in done.stdout
+    assert "5 passed, 5 skipped" in done.stdout
+    assert "backend 'toy' is not here: the box is shut" in done.stdout

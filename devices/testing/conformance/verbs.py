@@ -20,7 +20,7 @@ from devices.testing.conformance.tried import Ended, founds_of, wrongs
 _OPS = ("sum", "avg", "min", "max", "prod", "band", "bor", "bxor")
 
 _SHAPES: tuple[tuple[int, ...], ...] = ((5,), (), (0,), (3, 2), (2, 0, 3), (1,), (2, 3, 4), (257,))
-_LARGE, _LARGEST = 70_001, 600_011
+_LARGE, _LARGEST = 70_001, 300_007
 """Elements: more than transports take in one piece, and no multiple of anything; the second in the smallest world."""
 
 _MANY = 4
