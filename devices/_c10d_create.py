@@ -44,15 +44,16 @@ def create_process_group(options: Any, choice: object = None) -> DevicesGroup:
     if os.environ.get("DEVICES_NO_PICKLE") == "1":
         _torch.refuse_object_collectives(lambda group: isinstance(group, DevicesGroup), _pickle_refused)
     device = my_device(chosen.backend)
+    gone = None
     if world is not None and launch() is None:
         name = f"group {options.group_id!r}"
-        open_together(options.store, name, ranks, ranks[rank], {"members": list(ranks)}, options.timeout)
+        gone = open_together(options.store, name, ranks, ranks[rank], {"members": list(ranks)}, options.timeout)
     # A store outlives its groups: the keys of this one must not be those of another that these ranks had before.
     members = hashlib.sha256(str(ranks).encode()).hexdigest()[:16]
     openings = f"devices/{members}/{rank}"
     prefix = f"devices/{members}/{options.store.add(openings, 1)}"
     try:
-        store = Store(dist.PrefixStore(prefix, options.store))
+        store = Store(dist.PrefixStore(prefix, options.store), gone)
         return DevicesGroup(Group(ranks, rank, device, store, options.timeout, options.group_id), chosen)
     except BaseException:
         # Another try of this rank alone must meet the others' first.

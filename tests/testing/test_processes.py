@@ -230,7 +230,7 @@ def test_no_rank_is_left_behind_nor_what_it_started(how: str, tmp_path: Path) ->
     else:
         with pytest.raises(RankFailedError):
             run_processes(note, 2, folder, timeout=60 if how == "raises" else 2)
-    assert are_gone(folder, 1)
+    assert are_gone(folder, 15)
 
 
 PROGRAM = """
@@ -270,8 +270,8 @@ def test_no_rank_is_left_behind_by_a_program_that_is_killed(tmp_path: Path) -> N
         program.kill()
         program.wait()
         program.stdout.close()
-    assert are_gone(folder, 5)
-    deadline = time.monotonic() + 5
+    assert are_gone(folder, 30)
+    deadline = time.monotonic() + 30
     while is_alive(forkserver) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_alive(forkserver)
