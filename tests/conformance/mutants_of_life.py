@@ -134,6 +134,22 @@ class AbortWaitsForTheVerb(Mail):
             self.lock.release()
 
 
+@caught_by("life.communicator")
+class CloseTwiceIsAnError(Mail):
+    def close(self) -> None:
+        if self.is_closed:
+            raise RuntimeError("closed already")
+        super().close()
+
+
+@caught_by("life.communicator")
+class AbortAfterCloseIsAnError(Mail):
+    def abort(self) -> None:
+        if self.is_closed:
+            raise RuntimeError("there is nothing to abort")
+        super().abort()
+
+
 class _ForgetfulHall(Hall):
     def __init__(self, group: Group) -> None:
         super().__init__(group)
