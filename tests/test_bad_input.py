@@ -219,10 +219,10 @@ def test_a_verb_over_a_destroyed_group_of_torchs_own_says_so() -> None:
 
 
 def _late() -> str:
-    with devices.init(timeout=1.5) as world:
+    with devices.init(timeout=5) as world:
         if world.rank == 1:
             # It waits on the store, not in a verb: it is there and yet does not come.
-            dist.group.WORLD.get_group_store().wait(["done"], timedelta(seconds=20))  # type: ignore[union-attr]
+            dist.group.WORLD.get_group_store().wait(["done"], timedelta(seconds=40))  # type: ignore[union-attr]
             return ""
         with pytest.raises(CollectiveError) as error:
             devices.all_reduce(torch.ones(1))
@@ -232,4 +232,4 @@ def _late() -> str:
 
 def test_a_rank_that_does_not_come_is_an_error_within_the_timeout() -> None:
     said, _ = ranks.run(2, _late)
-    assert said.startswith("CollectiveTimeoutError: rank 0 of 2 in group '0': all_reduce failed")
+    assert re.match(r"CollectiveTimeoutError: rank 0 of 2 in group '0': all_reduce.* failed: ", said)
