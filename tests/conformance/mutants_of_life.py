@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -188,10 +189,12 @@ class CloseRaises(Mail):
 # What is kept.
 
 
+kept = contextlib.ExitStack()
+"""What mutants keep; to be closed when a test is over."""
+
+
 class _Keeping(MailBackend):
     """Keeps something for each group that it opens."""
-
-    kept: list[object]
 
     def open(self, group: Group) -> Communicator:
         self.keep(group)
@@ -204,23 +207,21 @@ class _Keeping(MailBackend):
 @caught_by("life.leaks_of_groups")
 class EachGroupKeepsAFileOpen(_Keeping):
     def keep(self, group: Group) -> None:
-        os.open(os.devnull, os.O_RDONLY)
+        kept.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
 @caught_by("life.leaks_of_groups")
 class EachGroupKeepsAThread(_Keeping):
     def keep(self, group: Group) -> None:
-        threading.Thread(target=time.sleep, args=(20,), daemon=True).start()
-
-
-_kept: list[bytes] = []
-_letters: list[Tensor] = []
+        end = threading.Event()
+        kept.callback(end.set)
+        threading.Thread(target=end.wait, daemon=True).start()
 
 
 @caught_by("life.leaks_of_groups")
 class EachGroupKeepsMemory(_Keeping):
     def keep(self, group: Group) -> None:
-        _kept.append(b"x" * (64 << 10))
+        kept.callback(len, b"x" * (256 << 10))
 
 
 @caught_by("life.leaks_of_verbs")
@@ -229,7 +230,10 @@ class EachBroadcastKeepsItsLetter(Mail):
         arriving = super().into(verb, targets)
         if verb == "broadcast":
             finish = arriving.finish
-            arriving.finish = lambda letters: (finish(letters), _letters.extend(letters))
+            arriving.finish = lambda letters: (
+                finish(letters),
+                kept.callback(len, [*letters, *(letter.clone() for letter in letters)]),
+            )
         return arriving
 
 
@@ -266,13 +270,13 @@ class _AtFork(Mail):
         raise NotImplementedError
 
 
-@caught_by("life.fork", ranks="processes")
+@caught_by("life.fork", ranks="processes", patience=5.0)
 class AForkedProcessCleansUpForItsParent(_AtFork):
     def at_fork(self) -> None:
         self.post.close()
 
 
-@caught_by("life.fork", ranks="processes")
+@caught_by("life.fork", ranks="processes", patience=5.0)
 class AForkedProcessIsEnded(_AtFork):
     def at_fork(self) -> None:
         os._exit(7)

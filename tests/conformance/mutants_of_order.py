@@ -17,7 +17,7 @@ from devices import Group, Message
 # What a verb returns.
 
 
-@caught_by("order.calls")
+@caught_by("life.late_peer")
 class WaitReturnsWithoutWaiting(Arriving):
     def wait(self) -> None:
         if super().is_completed():
@@ -203,13 +203,13 @@ class ReceivingFromAnyTakesAnyTag(Mail):
 # Barriers and groups.
 
 
-@caught_by("verbs.barrier_waits", size=4)
+@caught_by("order.completed")
 class BarrierDoesNotWait(Mail):
     def barrier(self) -> Arriving:
         return Arriving(self, "barrier", [])
 
 
-@caught_by("verbs.barrier_waits", size=4)
+@caught_by("order.completed")
 class BarrierWaitsForRankZeroOnly(Mail):
     def barrier(self) -> Arriving:
         arriving = super().barrier()
