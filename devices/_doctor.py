@@ -11,6 +11,7 @@ from typing import Any
 
 from devices import __version__, _autoload, _registry, catalogue
 from devices._backend import Group
+from devices._installed import unreadable
 from devices._roster import Plugin
 from devices._store import Store
 from devices.errors import DevicesError
@@ -145,6 +146,7 @@ def _problems(torch: dict[str, Any], plugins: list[dict[str, Any]], auto: dict[s
     problems += [backend["error"] for plugin in plugins for backend in plugin["backends"] if backend["error"]]
     problems += [str(error) for error in (*_registry.link_errors(), *catalogue.faults())]
     problems += _registry.unmatched_names()
+    problems += unreadable()
     if auto["backend"] is None and auto["reason"].startswith("DEVICES_BACKEND="):
         problems.append(auto["reason"])
     if not torch["imports"]:

@@ -10,9 +10,10 @@ from typing import Any, final
 
 from devices._answers import DEVICES, LINKS, PROBE, TARGETS
 from devices._backend import Backend, Device, Link, Probe
+from devices._installed import allow_list, installed
 from devices._observer import Observer
 from devices._plugin import shown, words
-from devices._roster import Facts, Plugin, Roster, again, allow_list, installed
+from devices._roster import Facts, Plugin, Roster, again
 from devices._store import Store
 from devices.errors import BackendNotFoundError, BackendUnavailableError, DevicesError, PluginError, did_you_mean
 
@@ -195,7 +196,12 @@ def observer(plugin: str) -> Observer:
     """
     with _lock:
         roster = _state().roster
-        places = [place for place, entry in enumerate(roster.entries) if entry.name == plugin and roster.allowed[place]]
+        named = [place for place, entry in enumerate(roster.entries) if entry.name == plugin]
+        places = [place for place in named if roster.allowed[place]]
+        if named and not places:
+            raise PluginError(
+                f"plugin {plugin!r} is installed, but not among those that DEVICES_PLUGINS allows; add it there"
+            )
         if not places:
             known = sorted({entry.name for entry in roster.entries})
             raise PluginError(

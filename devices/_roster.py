@@ -7,26 +7,19 @@ plugin of a name is skipped in silence.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any, final
 
 from devices import _answers, _survey
 from devices._backend import Backend
+from devices._installed import OWN_DISTRIBUTION, distribution_of, order
 from devices._once_per_host import once_per_host
 from devices._plugin import Loaded, load, words
 from devices._store import Store
 from devices._survey import Answer
 from devices.errors import PluginError
-
-GROUP = "devices"
-"""The entry-point group of plugins."""
-
-OWN_DISTRIBUTION = "devices"
-"""Its plugins load first, so that no other can take their names, and are trusted to be asked in this process."""
 
 LONGER = 20.0
 """Seconds that a plugin has for a question that may need torch, whose import takes a while, or its hardware."""
@@ -75,7 +68,7 @@ class Roster:
     """The plugins that were found when this was made. Not for several threads at once."""
 
     def __init__(self, found: Sequence[EntryPoint], allowed: tuple[str, ...] | None) -> None:
-        self.entries = sorted(found, key=_order)
+        self.entries = sorted(found, key=order)
         self.allowed = [allowed is None or entry.name in allowed for entry in self.entries]
         self.holders: dict[str, int] = {}
         self.errors: dict[str, PluginError] = {}
@@ -90,11 +83,11 @@ class Roster:
 
     def is_own(self, place: int) -> bool:
         """Return whether a plugin is part of `devices` itself."""
-        return _distribution(self.entries[place])[0] == OWN_DISTRIBUTION
+        return distribution_of(self.entries[place])[0] == OWN_DISTRIBUTION
 
     def who(self, place: int) -> str:
         """Return what a plugin is called in an error."""
-        return f"plugin {self.entries[place].name!r} of {' '.join(_distribution(self.entries[place]))}"
+        return f"plugin {self.entries[place].name!r} of {' '.join(distribution_of(self.entries[place]))}"
 
     def plugin(self, place: int) -> Plugin:
         """Return what is known of a plugin."""
@@ -103,7 +96,7 @@ class Roster:
         known = self._loaded.get(place) or self._answers.get(place)
         hooks = known.hooks if known is not None and not error else ()
         entry = self.entries[place]
-        return Plugin(entry.name, *_distribution(entry), names, hooks, self.allowed[place], error)
+        return Plugin(entry.name, *distribution_of(entry), names, hooks, self.allowed[place], error)
 
     def fault(self, place: int) -> PluginError | None:
         """Return what is wrong with a plugin, as far as is known."""
@@ -149,7 +142,7 @@ class Roster:
         def ask() -> list[dict[str, Any]]:
             return [answer.as_data() for answer in _survey.ask(entries, questions, deadline)]
 
-        key = "/".join([*questions, *(f"{_distribution(entry)[0]}:{entry.name}" for entry in entries)])
+        key = "/".join([*questions, *(f"{distribution_of(entry)[0]}:{entry.name}" for entry in entries)])
         data = ask() if store is None else once_per_host(store, key, ask)
         for place, answer in zip(places, map(Answer.from_data, data), strict=True):
             before = self._answers.get(place)
@@ -264,17 +257,6 @@ class Roster:
                 self.holders.update(dict.fromkeys(answer.claimed, place))
 
 
-def installed() -> list[EntryPoint]:
-    """Return the entry points of all plugins."""
-    return list(entry_points(group=GROUP))
-
-
-def allow_list() -> tuple[str, ...] | None:
-    """Return the plugins that DEVICES_PLUGINS allows; None if it is not set or empty, and all are."""
-    names = tuple(name.strip() for name in os.environ.get("DEVICES_PLUGINS", "").split(",") if name.strip())
-    return names or None
-
-
 def again(error: PluginError) -> PluginError:
     """Return a copy to raise: one raised again and again would gather tracebacks."""
     copy = PluginError(str(error))
@@ -286,18 +268,3 @@ def again(error: PluginError) -> PluginError:
 
 def _keys(answer: Answer) -> Sequence[tuple[str, str]]:
     return (*answer.results, *answer.errors)
-
-
-def _order(entry: EntryPoint) -> tuple[bool, tuple[str, str], str]:
-    """Put our own distribution first, and the rest in an order that is the same every time."""
-    distribution = _distribution(entry)
-    return distribution[0] != OWN_DISTRIBUTION, distribution, entry.name
-
-
-def _distribution(entry: EntryPoint) -> tuple[str, str]:
-    name = version = ""
-    # Hand-made metadata may lack either, or be no text.
-    with contextlib.suppress(Exception):
-        name = str((entry.dist and entry.dist.name) or "")
-        version = str((entry.dist and entry.dist.version) or "")
-    return name or "unnamed", version or "?"

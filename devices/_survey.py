@@ -136,6 +136,8 @@ def _start(
         "deadline": deadline,
         "waiting": WAITING,
     }
+    if not sys.executable:
+        return None
     path = [entry or str(Path.cwd()) for entry in sys.path]
     command = [sys.executable, "-c", _CHILD, json.dumps(path), json.dumps(request)]
     try:

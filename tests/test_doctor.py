@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from throwaway_plugins import Site
+from throwaway_plugins import GOOD_HOOK, PREAMBLE, Site
 
 import devices
 from devices import _doctor_view
@@ -79,6 +79,18 @@ def test_doctor_survives_a_torch_that_cannot_be_imported(site: Site) -> None:
     status, report = site.doctor()
     assert status == 1
     assert "torch cannot be imported: OSError: libtorch.so: not found" in report["problems"]
+
+
+def test_entry_points_that_cannot_be_read_are_a_problem_of_their_distribution_and_the_rest_are_there(
+    site: Site,
+) -> None:
+    site.add_entry_point("odd", "x\nthis is no entry point")
+    site.add("toy", PREAMBLE + GOOD_HOOK)
+    _, report = site.doctor()
+    assert set(backends_of(report)) == {"cpu", "toy"}
+    [problem] = [line for line in report["problems"] if line.startswith("the entry points of some-odd 1.2")]
+    assert "cannot be read" in problem
+    assert "install it anew, or uninstall it" in problem
 
 
 def test_a_pipe_gets_the_same_words_without_colour_or_padding(site: Site) -> None:

@@ -273,6 +273,12 @@ def test_an_installed_observer_watches_only_a_program_that_names_it(site: Site) 
     assert site.python(code, DEVICES_OBSERVERS="loud").splitlines() == ["heard all_reduce 0", "True True"]
 
 
+def test_an_observer_that_is_not_allowed_is_refused(site: Site) -> None:
+    site.add("loud", OBSERVER)
+    told = site.refusal("devices.init('cpu')", DEVICES_OBSERVERS="loud", DEVICES_PLUGINS="cpu")
+    assert told.startswith("PluginError: plugin 'loud' is installed, but not among those that DEVICES_PLUGINS allows")
+
+
 def test_the_variable_also_holds_for_a_program_that_knows_only_torch(site: Site) -> None:
     site.add("loud", OBSERVER)
     code = """

@@ -9,7 +9,7 @@ from source_files import CORE, PLUGINS, ROOT, attribute_chains, imports, module_
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("_store", "_backend", "_flight", "_flight_files", "_observer", "_work"),
-    ("_hookspecs", "_plugin", "_answers", "_survey", "_once_per_host", "_roster", "_registry", "_torch"),
+    ("_hookspecs", "_plugin", "_answers", "_survey", "_installed", "_once_per_host", "_roster", "_registry", "_torch"),
     ("algorithms", "fabric", "topology", "catalogue", "_process_group"),
     ("domains",),
     (
