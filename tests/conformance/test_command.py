@@ -102,11 +102,11 @@ def test_what_is_wrong_is_shown_by_a_program_that_fails_by_itself(site: Site, tm
     assert "broadcast on" in failure["what"]
     program = tmp_path / "program.py"
     program.write_text(failure["program"])
-    assert len(failure["program"].splitlines()) < 25
+    assert len(failure["program"].splitlines()) < 40
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
     alone = site.run(*launch)
     assert alone.returncode == 1
-    assert "AssertionError: rank 0, flat element 0: found" in alone.stderr
+    assert re.search(r"AssertionError: rank \d, flat element \d+: found", alone.stderr)
     program.write_text(failure["program"].replace("'toy'", "'cpu'"))
     assert site.run(*launch).returncode == 0
 

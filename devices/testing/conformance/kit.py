@@ -55,7 +55,7 @@ class Report:
     Args:
         subject: the backend.
         outcomes: of each check, in order.
-        own: which verbs are its own; None if no group of more than one rank opens.
+        own: which verbs are its own; None if no check of verbs was asked for, or no group of two ranks opens.
     """
 
     subject: Subject
@@ -108,7 +108,8 @@ def conform(
         outcomes.append(run_check(check, on))
         if told is not None:
             told(outcomes[-1])
-    return Report(on, tuple(outcomes), own_of(on))
+    calls_verbs = any(check.name.startswith("verbs.") for check in checks)
+    return Report(on, tuple(outcomes), own_of(on) if calls_verbs else None)
 
 
 def run_check(check: Check, on: Subject) -> Outcome:

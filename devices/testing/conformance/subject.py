@@ -121,7 +121,7 @@ def subject(
     if ranks not in (None, "threads", "processes"):
         raise ArgumentError(f"ranks={ranks!r}: ranks are 'threads' or 'processes'")
     is_own = found.name == OWN_THREADS and not found.thread_ranks and isinstance(backend, str)
-    ranks = ranks or ("threads" if found.thread_ranks or is_own or not isinstance(backend, str) else "processes")
+    ranks = ranks or ("threads" if found.thread_ranks or not isinstance(backend, str) else "processes")
     if ranks == "threads" and not (found.thread_ranks or is_own):
         raise ArgumentError(
             f"backend {found.name!r} does not say that its ranks may be threads (Backend.thread_ranks); "
