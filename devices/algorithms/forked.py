@@ -9,6 +9,8 @@ import os
 from typing import Protocol
 from weakref import WeakSet
 
+from devices.errors import WorldError
+
 LEFT = (
     "this process was forked from the rank that opened the group, which keeps it; start processes by "
     "multiprocessing's 'spawn' or 'forkserver' and open a world there"
@@ -24,6 +26,9 @@ class Left(Protocol):
         ...
 
 
+process = 0
+"""Which process this is, of those that were forked one from another: what was started in another is not waited for."""
+
 _open: WeakSet[Left] = WeakSet()
 _kept: list[object] = []
 
@@ -33,7 +38,14 @@ def watch(group: Left) -> None:
     _open.add(group)
 
 
+def left_under_way(what: str) -> WorldError:
+    """Return the error of waiting in a forked process for what the rank has under way."""
+    return WorldError(f"{what} was waited for, but {LEFT}")
+
+
 def _leave() -> None:
+    global process
+    process += 1
     # What would be given back is the rank's.
     _kept.extend([group.leave() for group in _open])
 

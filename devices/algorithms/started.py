@@ -8,6 +8,7 @@ from typing import NoReturn, final
 
 from devices._backend import Group, Pending, PendingFrom
 from devices._flight import ENDED, VERB, GroupRecorder, Record, end
+from devices.algorithms import forked
 from devices.errors import CollectiveError, CollectiveTimeoutError, DevicesError
 
 
@@ -71,10 +72,13 @@ class Started:
         self._pending = pending
         self._finish = finish
         self._lock = threading.Lock()
+        self._process = forked.process
         self._is_done = False
         self._error: DevicesError | None = None
 
     def wait(self) -> None:
+        if self._is_left:
+            raise forked.left_under_way(f"{self._flight.group}: {self._record[VERB]}")
         with self._lock:
             if not self._is_done:
                 try:
@@ -93,8 +97,13 @@ class Started:
             if self._error is not None:
                 raise self._error
 
+    @property
+    def _is_left(self) -> bool:
+        """Whether it was under way when this process was forked from the one that waits for it."""
+        return self._process != forked.process and not self._is_done
+
     def is_completed(self) -> bool:
-        is_done = self._is_done or self._pending.is_completed()
+        is_done = self._is_done or self._is_left or self._pending.is_completed()
         if is_done and not self._record[ENDED]:
             end(self._record)
         return is_done

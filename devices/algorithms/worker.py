@@ -11,6 +11,7 @@ from typing import final
 
 import torch
 
+from devices.algorithms import forked
 from devices.algorithms.concurrency import Queue, concurrency
 from devices.algorithms.lines import caller, speak_for
 
@@ -30,6 +31,7 @@ class Job:
         self._inference = torch.is_inference_mode_enabled()
         self._stream = None if device.type == "cpu" else torch.accelerator.current_stream(device)
         self._done = concurrency().event()
+        self._process = forked.process
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -53,13 +55,20 @@ class Job:
 
     def wait(self) -> None:
         """Block until it is done, and raise what it raised."""
+        if self._is_left:
+            raise forked.left_under_way("a verb that is under way")
         self._done.wait()
         if self._error is not None:
             raise self._error
 
     def is_completed(self) -> bool:
         """Return whether it is done."""
-        return self._done.is_set()
+        return self._is_left or self._done.is_set()
+
+    @property
+    def _is_left(self) -> bool:
+        """Whether this process was forked from the one whose thread does it."""
+        return self._process != forked.process and not self._done.is_set()
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -70,6 +71,42 @@ def test_a_forked_process_finds_the_groups_closed_and_leaves_the_transport_alone
     assert in_a_fork(child) == 0
     verbs.all_reduce(x)
     assert communicator.calls == [*before, "all_reduce"]
+    verbs.close()
+
+
+def test_what_is_under_way_is_not_waited_for_in_a_forked_process() -> None:
+    end = threading.Event()
+
+    class Slow(Counting):
+        """Is done when it is told so."""
+
+        def all_reduce(self, tensor: torch.Tensor, op: str) -> Pending:
+            return self  # type: ignore[return-value]
+
+        def all_gather(self, output: torch.Tensor, input: torch.Tensor) -> Pending:
+            return self  # type: ignore[return-value]
+
+        def wait(self) -> None:
+            assert end.wait(60)
+
+        def is_completed(self) -> bool:
+            return end.is_set()
+
+    verbs = Verbs(Slow(), group_of(2, 1, "tp"), CAPABILITIES[Whole])
+    # The second is composed, on a thread that a forked process does not have.
+    works = [verbs.all_reduce(torch.ones(4), async_op=True), verbs.broadcast(torch.ones(4), 0, async_op=True)]
+
+    def child() -> None:
+        for work in works:
+            assert work.is_completed()
+            with pytest.raises(WorldError, match="was waited for, but this process was forked from the rank"):
+                work.wait()
+
+    assert in_a_fork(child) == 0
+    assert not works[0].is_completed()
+    end.set()
+    for work in works:
+        work.wait()
     verbs.close()
 
 

@@ -131,8 +131,8 @@ def a_forked_child(world: devices.World) -> None:
     size, rank, device = world.size, world.rank, world.device
     x = torch.ones(2 * size, device=device)
     devices.all_reduce(x)
-    work = devices.all_reduce(x, op="max", async_op=True)  # there may be a thread that is not there in the child
-    work.wait()
+    # There may be a thread for them, that is not there in the child.
+    works = [devices.all_gather(x, async_op=True), devices.all_reduce(x, op="max", async_op=True)]
     peer = (rank + 1) % size
     calls: list[tuple[str, dict[str, Any]]] = [
         ("all_reduce", {}), ("all_reduce", {"op": "max"}), ("all_gather", {}), ("reduce_scatter", {}),
@@ -150,6 +150,10 @@ def a_forked_child(world: devices.World) -> None:
                 except devices.errors.DevicesError:
                     pass
             else:
+                for work in works:
+                    # It was done before, or is an error: what it waits for comes to the rank.
+                    with contextlib.suppress(devices.errors.DevicesError):
+                        work.wait()
                 # What the rank has must be left to it, and its peers must not hear that it failed.
                 with contextlib.suppress(KeyError), world:
                     raise KeyError("of the child alone")
@@ -169,6 +173,11 @@ def a_forked_child(world: devices.World) -> None:
     which = calls[code - 10][0] if code >= 10 else ""
     assert code < 10, f"rank {rank}: {which} raised no DevicesError in a child that the rank forked"
     assert code == 0, f"rank {rank}: a child that the rank forked, and that calls verbs of its groups, ended by {code}"
+    gathered, largest = (work.result() for work in works)
+    assert gathered.eq(1).all(), (
+        f"rank {rank}: what was under way when it forked gathered {gathered.tolist()}, not ones"
+    )
+    assert largest.eq(1).all(), f"rank {rank}: what was under way when it forked is {largest.tolist()}, not ones"
     for step in range(3):
         total = devices.all_reduce(torch.full((5,), float(step), device=device))[0].item()
         assert total == step * size, (
