@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -39,7 +40,10 @@ class Counting(Communicator):
 
 def in_a_fork(function: Callable[[], None]) -> int:
     """Return the exit status of a forked process that calls `function`: 0 unless it raises."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        # From Python 3.12 on: this process may have threads, of which the child has none and needs none.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
         status = 1
         try:
