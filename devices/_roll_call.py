@@ -84,6 +84,19 @@ _world: dict[int, Entry] = {}
 """What the ranks of the world told of themselves when it was opened."""
 
 
+def remember_world(entries: Mapping[int, Entry]) -> None:
+    """Keep what the ranks of the world told of themselves: one that dies before a group opens is known by it."""
+    _world.clear()
+    _world.update(entries)
+
+
+def _known(ranks: Sequence[int]) -> dict[int, Entry]:
+    """Return what ranks of the world told when it was opened."""
+    # A world that was recovered, or opened another way, has others by these numbers.
+    is_same = len(_world) == dist.get_world_size() and _world[dist.get_rank()]["pid"] == os.getpid()
+    return {each: _world[each] for each in ranks} if is_same else {}
+
+
 def open_together(
     store: dist.Store, what: str, ranks: Sequence[int], rank: int, thinks: Mapping[str, Any], timeout: timedelta
 ) -> Gone:
@@ -94,8 +107,7 @@ def open_together(
     """
     number = store.add(f"openings/{rank}", 1)
     is_world = not dist.is_initialized()
-    # What is known of the ranks of a world before this one is of other processes.
-    known = {} if is_world else {each: _world[each] for each in ranks if each in _world}
+    known = {} if is_world else _known(ranks)
     try:
         roll = dist.PrefixStore(f"opening/{number}", store)
         entries = call_the_roll(roll, what, ranks, rank, thinks, timeout, known)
@@ -104,8 +116,7 @@ def open_together(
         store.add(f"openings/{rank}", -1)
         raise
     if is_world:
-        _world.clear()
-        _world.update(entries)
+        remember_world(entries)
     return Gone(entries, rank)
 
 

@@ -21,7 +21,7 @@ from devices._launch import launch
 from devices._mesh import mesh_shape
 from devices._open import my_device
 from devices._rendezvous import shared_store, tell_the_other_first
-from devices._roll_call import call_the_roll, check_alone
+from devices._roll_call import call_the_roll, check_alone, remember_world
 from devices._secret import authenticate, authentication, secret
 from devices._store import Store
 from devices.errors import ArgumentError, UnsupportedError, WorldError
@@ -243,7 +243,7 @@ def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:
         found, before = (dist.PrefixStore(f"devices/{number}", store) for number in (opening, opening - 1))
         if opening > 1:
             check_alone(found, before, rank, size)
-        call_the_roll(found, f"the world at {address}", range(size), rank, thinks, timeout)
+        remember_world(call_the_roll(found, f"the world at {address}", range(size), rank, thinks, timeout))
         authenticate(found, rank, size)
     except (dist.DistError, TimeoutError, ValueError) as error:
         said = str(error).partition("\n")[0]

@@ -125,11 +125,7 @@ def check(case: Case) -> None:
 
 KNOWN_FAULTS = {
     "scatter and barrier": "the error speaks of the broadcast that scatter begins with",
-    "sizes of scatter": "equal sizes against unequal ones are told as a size of -1",
     "sizes of all_to_all": "rows that differ elsewhere than in a rank's own column are not compared",
-    "one_rank_calls_once_more": "a rank that is still in the call before hears of the mismatch without its details",
-    "groups_in_another_order": "the roll is not called for groups",
-    "a_group_with_other_members": "the roll is not called for groups",
 }
 """Cases that fail yet, and why."""
 
