@@ -39,16 +39,7 @@ class Store:
         if self._gone is not None:
             # That the time is up, torch's own `get` says.
             timeout: timedelta = self.torch.timeout  # type: ignore[attr-defined]  # not in the stubs
-            deadline, pause = time.monotonic() + timeout.total_seconds() - _LOOK, 0.0005
-            while time.monotonic() < deadline:
-                # Who is gone has done before what it did, so that the key is looked for last.
-                lost = self._gone()
-                if self.torch.check([key]):
-                    break
-                if lost:
-                    raise CollectiveError(f"{lost}, and this rank waits for what it was to tell: {key}")
-                time.sleep(pause)
-                pause = min(pause * 2, _LOOK)
+            self.comes(key, timeout.total_seconds() - _LOOK)
         return json.loads(self.torch.get(key))
 
     def add(self, key: str, amount: int) -> int:
@@ -62,10 +53,16 @@ class Store:
         return [json.loads(value) for value in self.torch.multi_get(list(keys))]
 
     def comes(self, key: str, seconds: float) -> bool:
-        """Return whether `key` is set, or comes to be within that many seconds."""
+        """Return whether `key` is set, or comes to be within that many seconds.
+
+        Raises:
+            CollectiveError: it is not, and one of those who might set it has died.
+        """
         deadline = time.monotonic() + seconds
         if self.torch.check([key]):
             return True
+        if self._gone is not None:
+            return self._comes_watched(key, deadline, self._gone)
         # The stores count in milliseconds, and some take none to mean for ever.
         if seconds < 0.001:
             return False
@@ -79,3 +76,17 @@ class Store:
                 raise
             return False
         return True
+
+    def _comes_watched(self, key: str, deadline: float, gone: Callable[[], str]) -> bool:
+        pause = 0.0005
+        while True:
+            # Who is gone has done before what it did, so that the key is looked for last.
+            lost, left = gone(), deadline - time.monotonic()
+            if self.torch.check([key]):
+                return True
+            if lost:
+                raise CollectiveError(f"{lost}, and this rank waits for what it was to tell: {key}")
+            if left <= 0:
+                return False
+            time.sleep(min(pause, left))
+            pause = min(pause * 2, _LOOK)
