@@ -51,6 +51,9 @@ def collectives(world: devices.World, everyone: Any, seed: int) -> None:
     draw = random.Random(seed)
     size = world.size
     while True:
+        if draw.random() < 0.02:
+            dist.destroy_process_group(everyone)
+            everyone = second_group(world)
         group = draw.choice([None, everyone])
         count = size * draw.choice([1, 3, 64, 4096, 1 << 17])
         x = torch.full((count,), float(world.rank + 1))
@@ -156,7 +159,11 @@ def _job(
         report.delays.append(ending.at - killed)
         if complaint := _complaint(ending, victims[0], ending.at - killed, within):
             report.problems.append(f"{said}: rank {rank} {complaint}: {ending}")
-    report.problems += [f"{said}: process left: {left}" for left in left_of(running.pids)]
+    # A short command that a rank was running ends by itself.
+    deadline = time.monotonic() + 10
+    while (left := left_of(running.pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    report.problems += [f"{said}: process left: {each}" for each in left]
 
 
 def _complaint(ending: rank_endings.Ending, dead: int, delay: float, within: float) -> str:
