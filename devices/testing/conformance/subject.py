@@ -46,7 +46,7 @@ class Subject:
     quick: bool = False
     stands_in: bool = False
     timeout: float = 60.0
-    kept: dict[object, Any] = field(default_factory=dict, compare=False, repr=False)
+    kept: dict[object, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def name(self) -> str:
