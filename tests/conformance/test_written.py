@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from devices import _registry
 from devices.testing._run import run_program
+from devices.testing.conformance import hosts
 from devices.testing.conformance.calls import VERBS, Call, laid_out
 from devices.testing.conformance.expected import Answer, answer
 from devices.testing.conformance.programs import Found, Program, Wrong
@@ -130,6 +132,20 @@ def test_a_law_of_a_host_as_a_program(law: str) -> None:
     else:
         with pytest.raises(AssertionError, match="the name is 'cpu'"):
             run()
+
+
+HOST_LAWS = {
+    name: law
+    for name, law in vars(hosts).items()
+    if inspect.isfunction(law) and list(inspect.signature(law).parameters) == ["backend"]
+}
+
+
+@pytest.mark.parametrize("name", HOST_LAWS)
+def test_each_law_of_a_host_passes_as_a_program(name: str) -> None:
+    assert len(HOST_LAWS) > 12
+    text = host_program(HOST_LAWS[name], _registry.backend("cpu"))
+    exec(compile(text, "program.py", "exec"), {"__name__": "__main__"})
 
 
 def is_named_cpu(backend: Any) -> None:

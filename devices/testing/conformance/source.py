@@ -70,7 +70,10 @@ def in_words(size: int) -> list[str]:
 def host_program(law: Callable[..., None], backend: Backend) -> str:
     """Return the program whose exit status says whether `law(backend)` holds."""
     kind = type(backend)
-    plugins = [plugin for plugin in entry_points(group="devices") if plugin.module == kind.__module__]
+    package = kind.__module__.partition(".")[0]
+    plugins = [plugin for plugin in entry_points(group="devices") if plugin.module.partition(".")[0] == package]
+    # A package may have several; that of the backend's own name is the likely one.
+    plugins.sort(key=lambda plugin: plugin.name != backend.name)
     if plugins:
         found = [
             f"[plugin] = entry_points(group='devices', name={plugins[0].name!r})",
