@@ -84,8 +84,14 @@ _world: dict[int, Entry] = {}
 """What the ranks of the world told of themselves when it was opened."""
 
 
-def remember_world(entries: Mapping[int, Entry]) -> None:
+_opening = 0
+"""Which of the worlds that torch opens one after another in one store is open: each names its groups from 1 on."""
+
+
+def remember_world(entries: Mapping[int, Entry], opening: int = 0) -> None:
     """Keep what the ranks of the world told of themselves: one that dies before a group opens is known by it."""
+    global _opening
+    _opening = opening
     _world.clear()
     _world.update(entries)
 
@@ -105,8 +111,10 @@ def open_together(
     Returns:
         What tells, from then on, whether one of them has died.
     """
-    number = store.add(f"openings/{rank}", 1)
     is_world = not dist.is_initialized()
+    if not is_world:
+        store = dist.PrefixStore(f"world/{_opening}", store)
+    number = store.add(f"openings/{rank}", 1)
     known = {} if is_world else _known(ranks)
     try:
         roll = dist.PrefixStore(f"opening/{number}", store)
@@ -116,7 +124,7 @@ def open_together(
         store.add(f"openings/{rank}", -1)
         raise
     if is_world:
-        remember_world(entries)
+        remember_world(entries, number)
     return Gone(entries, rank)
 
 
