@@ -437,7 +437,7 @@ def waits_in_vain() -> None:
             work.wait()
         assert not work.is_success()
         assert isinstance(work.exception(), TimeoutError)
-        with pytest.raises(RuntimeError, match="all_reduce.* failed"):
+        with pytest.raises(RuntimeError, match=r"all_reduce.* failed"):
             work.get_future().wait()
         store.set("over", "")
     else:
