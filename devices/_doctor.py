@@ -143,7 +143,12 @@ def _switches() -> list[dict[str, str]]:
 
 def _problems(torch: dict[str, Any], plugins: list[dict[str, Any]], auto: dict[str, Any]) -> list[str]:
     problems = [plugin["error"] for plugin in plugins if plugin["error"]]
-    problems += [backend["error"] for plugin in plugins for backend in plugin["backends"] if backend["error"]]
+    problems += [
+        f"{backend['error']} (it is of {plugin['distribution']} {plugin['version']})"
+        for plugin in plugins
+        for backend in plugin["backends"]
+        if backend["error"]
+    ]
     problems += [str(error) for error in (*_registry.link_errors(), *catalogue.faults())]
     problems += _registry.unmatched_names()
     problems += unreadable()

@@ -367,7 +367,7 @@ def _asked(question: str, name: str) -> Any:
         try:
             return roster.answer(question, roster.holders[name], name)
         except PluginError as error:
-            return _about(f"backend {name!r}", error)
+            return _about(f"backend {name!r} of {roster.who(roster.holders[name])}", error)
 
 
 def _of_plugins(question: str, hook: str) -> dict[str, Any]:

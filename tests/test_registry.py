@@ -149,7 +149,7 @@ def test_a_probe_that_hangs_is_killed_with_all_that_it_started(site: Site) -> No
         from devices import _survey
         start = time.monotonic()
         [answer] = _survey.ask(list(entry_points(group="devices", name="toy")), ["probe"], deadline=1.5)
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < 60
         print(answer.errors["probe", "toy"])
     """
     assert "its probe did not finish within 1.5 s and was killed" in site.python(code)
