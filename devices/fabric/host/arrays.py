@@ -14,11 +14,12 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 Combine = Callable[[Array, Array, Array], object]
 """Writes the reduction of two arrays, the lower rank's first, into a third, which may be one of them."""
 
-_UFUNCS: dict[str, np.ufunc] = {
+_COMBINE: dict[str, Combine] = {
     "sum": np.add,
     "prod": np.multiply,
-    "min": np.minimum,
-    "max": np.maximum,
+    # numpy wants these two's third operand by its name.
+    "min": lambda first, second, out: np.minimum(first, second, out=out),
+    "max": lambda first, second, out: np.maximum(first, second, out=out),
     "band": np.bitwise_and,
     "bor": np.bitwise_or,
     "bxor": np.bitwise_xor,
@@ -48,4 +49,4 @@ def combine(op: str, dtype: torch.dtype) -> Combine:
             in_torch(whole[0], whole[1], out=whole[2])
 
         return reduce
-    return _UFUNCS[op]
+    return _COMBINE[op]
