@@ -18,9 +18,10 @@ from devices.algorithms.as_bytes import as_bytes, copy_alone, scaled
 from devices.algorithms.by_gather import native_carrier
 from devices.algorithms.lines import caller
 from devices.algorithms.lowerings import compose, own_verbs
+from devices.algorithms.messages import Messages
 from devices.algorithms.requirements import Requirements
 from devices.algorithms.runner import Runner, Start
-from devices.algorithms.started import DONE, Started, StartedFrom, fail, failure, go_on_beside
+from devices.algorithms.started import DONE, Started, fail, failure
 from devices.algorithms.transport import Transport
 from devices.errors import DevicesError, PluginError, UnsupportedError
 
@@ -65,12 +66,14 @@ class Verbs:
         self._carriers: dict[tuple[str, torch.dtype], Carrier | None] = {}
         if self._size == 1:
             self._alone = MEANINGFUL
+            self._messages = Messages(None, group, self._require, None)
             return
         if communicator is None:
             raise PluginError(f"{group}: a group of more than one rank needs a communicator, got None")
         kind, index = group.device.type, group.device.index
         device = torch.device(kind) if kind == "cpu" else torch.device(kind, index)
         self.flight = join(group, caller)
+        self._messages = Messages(communicator, group, self._require, self.flight)
         self._lowered = compose(communicator)
         self._own = own_verbs(communicator)
         self._runner = Runner(self.flight, device, communicator)
@@ -347,32 +350,19 @@ class Verbs:
 
     def send(self, tensor: Tensor, dst: int, tag: int = 0, *, async_op: bool = False) -> Pending:
         """Send `tensor` to rank `dst`, which receives it with the same tag."""
-        return self._exchange("send", (Message(tensor, dst, tag),), (), async_op)
+        return self._messages.exchange("send", (Message(tensor, dst, tag),), (), async_op)
 
     def recv(self, tensor: Tensor, src: int, tag: int = 0, *, async_op: bool = False) -> Pending:
         """Fill `tensor` with what rank `src` sends with the same tag."""
-        return self._exchange("recv", (), (Message(tensor, src, tag),), async_op)
+        return self._messages.exchange("recv", (), (Message(tensor, src, tag),), async_op)
 
     def recv_any(self, tensor: Tensor, tag: int = 0) -> PendingFrom:
         """Start to fill `tensor` with what the first rank to send something with that tag sends."""
-        self._require.open("recv_any", tensor.dtype)
-        self._require.tag("recv_any", tag)
-        if self._size == 1:
-            raise self._require.wrong("recv_any", "there is no other rank to receive from")
-        communicator = self._on.communicator
-        if type(communicator).recv_any is Communicator.recv_any:
-            raise self._require.no_source(communicator)
-        record = self.flight.begin_message("recv_any", tensor.dtype, tensor.numel(), -1)
-        try:
-            pending = communicator.recv_any(as_bytes(tensor), tag)
-            go_on_beside(pending)
-        except Exception as error:
-            fail(self.flight, record, error)
-        return StartedFrom(Started(self.flight, record, pending), pending)
+        return self._messages.receive_any(tensor, tag)
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, async_op: bool = False) -> Pending:
         """Do all sends and receives together, of tensors of any dtype; neither waits for the other."""
-        return self._exchange("exchange", sends, recvs, async_op)
+        return self._messages.exchange("exchange", sends, recvs, async_op)
 
     @property
     def note(self) -> str:
@@ -427,31 +417,6 @@ class Verbs:
         """Compose a verb that only moves data."""
         return self._runner.compose(record, partial(self._lowered[record[VERB]].run, self._on, *args), async_op, sizes)
 
-    def _exchange(self, verb: str, sends: Sequence[Message], recvs: Sequence[Message], async_op: bool) -> Pending:
-        self._require.open(verb)
-        for message in (*sends, *recvs):
-            self._require.peer(verb, message.peer, message.tag)
-            self._require.open(verb, message.tensor.dtype)
-        if not sends and not recvs:
-            return DONE
-        if "exchange" not in self._own:
-            raise self._require.no_messages(verb, self._communicator)
-        out = [_in_bytes(message) for message in sends]
-        into = [_in_bytes(message) for message in recvs]
-        first, *others = *sends, *recvs
-        numel = sum(message.tensor.numel() for message in (first, *others))
-        record = self.flight.begin_message(verb, first.tensor.dtype, numel, -1 if others else first.peer)
-        try:
-            pending = self._on.communicator.exchange(out, into)
-            if async_op:
-                go_on_beside(pending)
-                return Started(self.flight, record, pending)
-            pending.wait()
-        except Exception as error:
-            fail(self.flight, record, error)
-        end(record)
-        return DONE
-
     # How reductions run.
 
     def _native_carrier(self, verb: str, op: str, dtype: torch.dtype) -> Carrier | None:
@@ -496,7 +461,3 @@ class Verbs:
         target = carrier.encode(output) if carrier.shares else data.new_empty(output.numel() * carrier.factor)
         lowering.run(self._on, target, data, carrier.op, [count * carrier.factor for count in counts])
         carrier.decode(target, output, self._size)
-
-
-def _in_bytes(message: Message) -> Message:
-    return Message(as_bytes(message.tensor), message.peer, message.tag, message.tensor.dtype)
