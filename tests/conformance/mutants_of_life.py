@@ -186,6 +186,13 @@ class CloseRaises(Mail):
         raise RuntimeError("the post is on strike")
 
 
+@caught_by("life.closed_under_way")
+class WhatIsUnderWayAtTheEndSeemsDone(Arriving):
+    def wait(self) -> None:
+        if not (self.mail.is_aborted or self.mail.is_closed):
+            super().wait()
+
+
 # What is kept.
 
 
@@ -257,6 +264,18 @@ class ADeadPeerIsAwaitedForEver(Mail):
 
     def rest(self, verb: str, deadline: float, peer: int | None = None, name: str = "") -> None:
         super().rest(verb, deadline)
+
+
+@caught_by("life.threads", ranks="processes")
+class OnlyTheThreadThatOpenedAGroupMayCall(Mail):
+    def __init__(self, group: Group, post: Post) -> None:
+        super().__init__(group, post)
+        self.thread = threading.get_ident()
+
+    def check(self, verb: str) -> None:
+        if threading.get_ident() != self.thread:
+            raise RuntimeError(f"{self.group}: {verb} on another thread than the one that opened the group")
+        super().check(verb)
 
 
 class _AtFork(Mail):

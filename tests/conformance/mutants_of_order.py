@@ -105,6 +105,58 @@ class EachThirdVerbOfAGroupIsForgotten(Mail):
         return letters
 
 
+class _LendingHall(Hall):
+    """Gives the receiver the sender's own memory to read."""
+
+    def put(self, to: int, name: str, letter: Tensor) -> None:
+        with self._room.changed:
+            self._room.letters[to, name] = letter
+            self._room.changed.notify_all()
+
+
+@caught_by("order.sent")
+class SentMemoryIsReadLater(MailBackend):
+    post = _LendingHall
+
+
+@caught_by("order.inputs")
+class ScatterTakesItsInputApart(Mail):
+    def scatter(self, output: Tensor, input: Tensor | None, src: int) -> Arriving:
+        arriving = super().scatter(output, input, src)
+        if input is not None:
+            input.zero_()
+        return arriving
+
+
+@caught_by("order.results")
+class TheLastResultIsWrittenOnceMore(Mail):
+    def all_gather(self, output: Tensor, input: Tensor) -> Arriving:
+        arriving = super().all_gather(output, input)
+        finish, before = arriving.finish, self.__dict__.get("before")
+
+        def write_both(letters: list[Tensor]) -> None:
+            finish(letters)
+            if before is not None and before.numel() == output.numel():
+                before.copy_(output)
+
+        self.__dict__["before"] = output
+        arriving.finish = write_both
+        return arriving
+
+
+@caught_by("order.many")
+class SixtyFourVerbsAreUnderWayAtMost(Mail):
+    def call(self, verb: str, letters: Mapping[int, Tensor], sources: Iterable[int]) -> list[str]:
+        self.__dict__["under_way"] = self.__dict__.get("under_way", 0) + 1
+        if self.__dict__["under_way"] > 64:
+            raise RuntimeError(f"{self.group}: 64 verbs are under way already")
+        return super().call(verb, letters, sources)
+
+    def await_letters(self, verb: str, names: Sequence[str], deadline: float) -> list[Tensor]:
+        self.__dict__["under_way"] = 0
+        return super().await_letters(verb, names, deadline)
+
+
 # Messages.
 
 

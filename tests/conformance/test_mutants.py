@@ -33,9 +33,14 @@ def failures(mutant: Mutant) -> list[str]:
     """Return what the mutant's check says of it."""
     [check] = matching(mutant.check)
     whole = subject(mutant.backend(), ranks=mutant.ranks, quick=True, timeout=mutant.patience)
-    # One world is enough, and only the calls of the check's own verb.
-    on = replace(whole, sizes=(mutant.size,), kept={("verbs", mutant.size): None})
-    return [failure.what for failure in run_check(check, on).tally.failed]
+    # Again, for on a busy machine a mutant may be right by chance.
+    for _ in range(3):
+        # One world is enough, and only the calls of the check's own verb.
+        on = replace(whole, sizes=(mutant.size,))
+        on.kept["verbs", mutant.size] = None
+        if found := [failure.what for failure in run_check(check, on).tally.failed]:
+            break
+    return found
 
 
 @pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if mutant.ranks == "threads"])
@@ -54,7 +59,7 @@ def test_a_mutant_whose_ranks_are_processes_is_caught_by_its_check(name: str, mo
 
 
 def test_there_are_mutants_enough_and_each_chapter_of_the_kit_has_some() -> None:
-    assert len(MUTANTS) >= 60
+    assert len(MUTANTS) > 100  # as docs/conformance.md says
     chapters = {check.name.partition(".")[0] for check in CHECKS}
     assert {mutant.check.partition(".")[0] for mutant in MUTANTS.values()} == chapters
 
