@@ -24,7 +24,7 @@ from devices._rendezvous import shared_store, tell_the_other_first
 from devices._roll_call import call_the_roll, check_alone, remember_world
 from devices._secret import authenticate, authentication, secret
 from devices._store import Store
-from devices.errors import ArgumentError, UnsupportedError, WorldError
+from devices.errors import ArgumentError, DevicesError, UnsupportedError, WorldError
 from devices.fabric.host import open_here
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ class World:
             return
         del _open[_default_group()]
         if self._owns_group:
-            dist.destroy_process_group()
             if sys.excepthook is self._hooks[1]:
                 sys.excepthook = self._hooks[0]
+            _destroy_all()
 
     def recover(self) -> World:
         """Return a new world of the ranks that are still there, after an error has closed this one for good.
@@ -180,6 +180,19 @@ def _current() -> World | None:
     """Return the open world, if there is one."""
     group = dist.group.WORLD
     return None if group is None else _open.get(group)
+
+
+def _destroy_all() -> None:
+    """Close all of torch's groups, also where one raises as it closes: torch gives up at the first that does."""
+    first: DevicesError | None = None
+    while dist.is_initialized():
+        try:
+            dist.destroy_process_group()
+        except DevicesError as error:
+            # It is closed now, and does not raise again.
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def _default_group() -> dist.ProcessGroup:

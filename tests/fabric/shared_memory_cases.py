@@ -161,6 +161,39 @@ def recovers() -> tuple[int, int, list[float], str]:
     raise AssertionError("rank 1 has died, and a barrier ended")
 
 
+def closes_with_a_message_that_was_not_received() -> tuple[str, float]:
+    said = ""
+    try:
+        with devices.init() as world:
+            if world.rank == 0:
+                devices.send(torch.ones(4), dst=1, tag=9)
+            devices.barrier()
+    except errors.CollectiveError as error:
+        said = str(error)
+    # The world is closed all the same, and another opens.
+    with devices.init():
+        return said, devices.all_reduce(torch.ones(1)).item()
+
+
+def fails_with_a_message_that_was_not_received() -> None:
+    with devices.init() as world:
+        if world.rank == 0:
+            devices.send(torch.ones(4), dst=1)
+        devices.barrier()
+        raise KeyError("the program's own error is what is raised")
+
+
+def forks_with_fabric_memory() -> list[float]:
+    x = devices.empty(1000, fabric=True).fill_(1.0)
+    child = os.fork()
+    if not child:
+        devices.empty(1000, fabric=True).fill_(2.0)
+        os._exit(0)
+    os.waitpid(child, 0)
+    y = devices.empty(1000, fabric=True)
+    return [x.sum().item(), y.sum().item()]
+
+
 def leaves_nothing_behind() -> list[str]:
     before = set(_files())
     with devices.init():

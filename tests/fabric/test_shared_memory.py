@@ -63,6 +63,23 @@ def test_the_ranks_that_are_left_recover() -> None:
         assert "ranks 0, 2, 3 of a world of 4 went on" in explained
 
 
+def test_a_message_that_was_never_received_is_an_error_when_the_world_closes() -> None:
+    (sender, sum_there), (receiver, sum_here) = ranks.run(2, cases.closes_with_a_message_that_was_not_received)
+    assert sender == ""
+    assert re.search(r"never received: 16 bytes with tag 9 of rank 0, sent at .*shared_memory_cases.py:\d+", receiver)
+    assert (sum_there, sum_here) == (2.0, 2.0)
+
+
+def test_an_error_of_the_program_is_not_hidden_by_what_it_leaves_behind() -> None:
+    for kind, said in ranks.outcomes(2, cases.fails_with_a_message_that_was_not_received):
+        assert kind == "raised"
+        assert said.splitlines()[-1].startswith("KeyError")
+
+
+def test_a_forked_child_has_fabric_memory_of_its_own() -> None:
+    assert ranks.run(1, cases.forks_with_fabric_memory) == [[1000.0, 0.0]]
+
+
 def test_no_file_is_made() -> None:
     assert ranks.run(2, cases.leaves_nothing_behind) == [[], []]
 

@@ -35,7 +35,7 @@ class Arena:
 
     def __init__(self) -> None:
         self.bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self.descriptor = make("devices fabric memory", self.bytes)
+        self.descriptor = make("fabric memory", self.bytes)
         self._memory = mmap.mmap(self.descriptor, self.bytes, flags=mmap.MAP_SHARED | _NO_RESERVE)
         whole = np.frombuffer(self._memory, np.uint8)
         self.start = whole.ctypes.data
@@ -79,6 +79,15 @@ class Arena:
 _mine: Arena | None = None
 _mapped: dict[tuple[Process, int], Array] = {}
 _lock = threading.Lock()
+
+
+def _forget() -> None:
+    """Let a child that was forked have memory of its own: what it has now is its parent's too."""
+    global _mine
+    _mine = None
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:

@@ -87,7 +87,7 @@ class SharedMemoryCommunicator(Communicator):
         self._plans: dict[tuple[str, torch.dtype, int], _Plan] = {}
         self._expected: dict[int, Key] = {}
         self._lock = threading.Lock()
-        self._is_closed = False
+        self._is_closed = self._has_ended = False
         self._me = threading.get_ident
         self._place = layout.control_word(group.rank) + PLACE
         open_here.add(self)
@@ -338,6 +338,7 @@ class SharedMemoryCommunicator(Communicator):
     def farewell(self, reason: str) -> None:
         """Tell the peers that this rank ends for an error of its program."""
         self._watch.leave(reason)
+        self._has_ended = True
 
     def survivors(self) -> tuple[tuple[int, ...], Store]:
         self.abort()
@@ -355,7 +356,7 @@ class SharedMemoryCommunicator(Communicator):
         open_here.discard(self)
         self._watch.leave()
         self._plans.clear()
-        if lost and self._watch.error is None:
+        if lost and self._watch.error is None and not self._has_ended:
             raise CollectiveError(f"{self._group}: closed with messages that were sent and never received: {lost}")
 
 

@@ -88,7 +88,7 @@ class _Host:
             self._group.store.set("memory", {"reason": reason})
             return reason
         group, layout = self._group, Layout(self._group.size)
-        descriptor = make(f"devices {group.name}", layout.total)
+        descriptor = make(f"group {group.name}", layout.total)
         try:
             segment = Segment(layout, descriptor)
             cards = [card.process.to_json() for card in self._cards]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import mmap
 import os
+from pathlib import Path
 from typing import final
 
 import numpy as np
 
 from devices.fabric.host.layout import Layout
+
+_PREFIX = "devices "
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
@@ -49,7 +52,7 @@ class Segment:
 
 def make(name: str, bytes: int) -> int:
     """Return a descriptor of new memory that only this user's processes may open; it has no place in a file system."""
-    descriptor = os.memfd_create(name[:200], os.MFD_CLOEXEC)
+    descriptor = os.memfd_create((_PREFIX + name)[:200], os.MFD_CLOEXEC)
     try:
         os.fchmod(descriptor, 0o600)
         os.ftruncate(descriptor, bytes)
@@ -60,5 +63,12 @@ def make(name: str, bytes: int) -> int:
 
 
 def find(pid: int, descriptor: int) -> int:
-    """Return a descriptor of the memory that process `pid` has open as `descriptor`."""
-    return os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+    """Return a descriptor of the memory that process `pid` has open as `descriptor`.
+
+    Raises:
+        OSError: it has not, or it is no memory that `make` made.
+    """
+    path = Path(f"/proc/{pid}/fd/{descriptor}")
+    if not (found := str(path.readlink())).startswith(f"/memfd:{_PREFIX}"):
+        raise OSError(f"{path} is {found}, not memory of devices")
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)

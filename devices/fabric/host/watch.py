@@ -56,7 +56,6 @@ class Watch:
         ready: Callable[[], bool],
         missing: Callable[[], Sequence[int]],
         about: Callable[[], str],
-        between: Callable[[], object] | None = None,
     ) -> None:
         """Block until `ready()`.
 
@@ -64,7 +63,6 @@ class Watch:
             ready: what is waited for.
             missing: the ranks of the group that it is waited for of.
             about: says what the wait is for.
-            between: called between two looks.
 
         Raises:
             CollectiveError: a rank died, left, or gave up; or the group's timeout passed.
@@ -83,8 +81,6 @@ class Watch:
         nap = NAP
         looked = 0.0
         while not ready():
-            if between is not None:
-                between()
             now = _now()
             if now - looked > 0.01:
                 looked = now
