@@ -77,11 +77,15 @@ class _Child:
         line, ended, _ = bytes(self.said[:64]).partition(b"\n")
         return json.loads(line)["pid"] if ended else None
 
-    def end(self) -> None:
-        """Kill it with all that it has started, and its parent, which may have been stopped."""
+    def end_session(self) -> None:
+        """Kill it with all that it has started."""
         with contextlib.suppress(ProcessLookupError, PermissionError, ValueError, KeyError, TypeError):
             if process := self.process:
                 os.killpg(process, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill it with all that it has started, and its parent, which may have been stopped."""
+        self.end_session()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.parent, signal.SIGKILL)
 
@@ -128,6 +132,9 @@ def _wait(
                 if key.fd in selector.get_map():
                     selector.unregister(key.fd)
                     os.close(key.fd)
+            if not child.status:
+                # It has ended its parent, and need not have died with it on every system.
+                child.end_session()
             say(
                 plugin=child.place,
                 lines=_lines(child.said),
