@@ -70,6 +70,7 @@ class Agreement:
         )
         self._ranks = [rank for rank in range(group.size) if rank != group.rank]
         self.number = 0
+        watch.last = self.last
 
     def come(self, key: Key) -> None:
         """Say that this rank has come to its next call; what it wrote before, the others then see."""
@@ -136,9 +137,9 @@ class Agreement:
         """Return what a rank's last call was, as far as this process knows it."""
         value = max(self._words[self._flags[rank]], self._words[self._flags[rank] + 1])
         if not value:
-            return "it has made no call of the group"
+            return "; it has made no call of the group"
         key = _known.get(value & _MASK)
-        return f"its last was call {value >> BITS}" + (f", {key[0]}" if key else "")
+        return f"; its last was call {value >> BITS}" + (f", {key[0]}" if key else "")
 
     def _mismatch(self, key: Key) -> CollectiveError:
         """Tell the others what this rank called, hear what they did, and return the error."""

@@ -139,9 +139,10 @@ class Channels:
             return all(part.is_done for part in parts)
 
         def missing() -> list[int]:
-            late = [part for part in parts if not part.is_done]
+            late = [part.peers for part in parts if not part.is_done]
             # Of several that a message may come from, the last to be lost is the one that counts.
-            return sorted({peer for part in late if len(part.peers) == 1 for peer in part.peers})
+            lost = [peers for peers in late if len(peers) == 1 or self._watch.are_gone(peers)]
+            return sorted({peer for peers in lost for peer in peers})
 
         def about() -> str:
             part = next((part for part in parts if not part.is_done), parts[0])

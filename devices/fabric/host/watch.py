@@ -48,6 +48,8 @@ class Watch:
         self.spins = 100 if group.size <= len(os.sched_getaffinity(0)) else 0
         self._main = threading.main_thread().ident
         self._cause = ""
+        self.last: Callable[[int], str] = lambda rank: ""
+        """Says what a rank called last."""
         self.error: CollectiveError | None = None
         """What closed the group for good, once something has."""
 
@@ -143,6 +145,11 @@ class Watch:
         report: dict[str, Any] = self.report(rank)
         return tuple(report["ranks"]), int(report["port"])
 
+    def are_gone(self, ranks: Sequence[int]) -> bool:
+        """Return whether none of `ranks` will do anything more."""
+        dead = self._peers.dead()
+        return all(rank in dead or self._words[self._states[rank]] == LEFT for rank in ranks)
+
     def has_failed(self, rank: int) -> bool:
         return self._words[self._states[rank]] == FAILED
 
@@ -210,7 +217,7 @@ class Watch:
         return self._failure(about, f"{who} died")
 
     def _too_late(self, ranks: Sequence[int], about: str) -> CollectiveError:
-        who = " and ".join(f"{self.name(rank)}{self._state_of(rank)}" for rank in ranks)
+        who = " and ".join(f"{self.name(rank)}{self._state_of(rank)}" for rank in ranks) or "any rank"
         cause = f"its time of {self._timeout:g} s is up, and it waits for {who}"
         return self._failure(about, cause, CollectiveTimeoutError)
 
@@ -223,7 +230,8 @@ class Watch:
         pid = self._processes[rank].pid
         try:
             with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-                state = file.read().rpartition(b")")[2].split()[0]
+                found = file.read().rpartition(b")")[2].split()[0]
         except OSError:
             return ""
-        return f" (process {pid} is stopped)" if state in (b"T", b"t") else f" (process {pid} runs, but has not come)"
+        state = "is stopped" if found in (b"T", b"t") else "runs, but has not come"
+        return f" (process {pid} {state}{self.last(rank)})"
