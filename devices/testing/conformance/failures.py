@@ -25,6 +25,8 @@ def aborted_verbs_fail(world: devices.World) -> None:
     size, rank, device = world.size, world.rank, world.device
     group = dist.new_group(list(range(size)), timeout=datetime.timedelta(seconds=15))
     devices.barrier(group)
+    # Only now has every rank returned from the other barrier, which the abort could still reach.
+    devices.barrier()
     if rank == 0:
         # Collectives that the others never call.
         works = [devices.all_gather(torch.ones(3, device=device), group, async_op=True),
@@ -60,6 +62,8 @@ def aborted_while_one_waits(world: devices.World) -> None:
     for op in ("sum", "max"):
         group = dist.new_group(list(range(size)), timeout=datetime.timedelta(seconds=15))
         devices.barrier(group)
+        # Only now has every rank returned from the other barrier, which the abort could still reach.
+        devices.barrier()
         if rank == 0:
             timer = threading.Timer(0.1, group.abort)
             timer.start()
