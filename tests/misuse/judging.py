@@ -110,7 +110,7 @@ def outcome(case: Case) -> list[Ending]:
     stopped = [rank for rank in range(case.ranks) if case.expected(rank) == Ends("hung")]
     args = () if case.opens else (case.timeout,)
     plan = Plan(case.body, args, case.timeout, case.opens, case.stays, variables=case.variables)
-    for _ in range(3):
+    for _ in range(5):
         endings = run(case.ranks, plan, but=stopped, agent=case.agent)
         if not any(UNHEARD in ending.said for ending in endings):
             break
