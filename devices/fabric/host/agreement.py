@@ -70,7 +70,7 @@ class Agreement:
         )
         self._ranks = [rank for rank in range(group.size) if rank != group.rank]
         self.number = 0
-        watch.last = self.last
+        watch.last, watch.number = self.last, lambda: self.number
 
     def come(self, key: Key) -> None:
         """Say that this rank has come to its next call; what it wrote before, the others then see."""

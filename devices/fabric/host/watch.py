@@ -50,6 +50,8 @@ class Watch:
         self._cause = ""
         self.last: Callable[[int], str] = lambda rank: ""
         """Says what a rank called last."""
+        self.number: Callable[[], int] = lambda: 0
+        """Says which collective call of the group this rank is in."""
         self.error: CollectiveError | None = None
         """What closed the group for good, once something has."""
 
@@ -118,8 +120,11 @@ class Watch:
             raise type(self.error)(f"{self._group}: the group is closed for good since an error: {self.error}")
 
     def check_others(self) -> None:
-        """Raise if a rank has closed the group for good: it may have given this one up just before it came."""
-        if self._words[0]:
+        """Raise if a rank has given up the call that this one comes to, just before it came, or one before it.
+
+        A call that all have come to is done, also if a faster rank has failed in the next one since.
+        """
+        if self._words[0] and self._words[1] <= self.number():
             raise self.fail(self._told(self._words[0] - 1, "the call"))
 
     def failure_of(self, ranks: Sequence[int]) -> CollectiveError | None:
@@ -159,6 +164,7 @@ class Watch:
         self._say(self._cause or error, "failed", error=type(error).__name__, **more)
         self._words[self._states[self._group.rank]] = FAILED
         if not self._words[0]:
+            self._words[1] = self.number()
             self._words[0] = 1 + self._group.rank
         return error
 
