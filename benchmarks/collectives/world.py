@@ -87,7 +87,9 @@ class World:
 
     def _start(self, address: str, output: Any) -> None:
         program = [sys.executable, str(RANK), self.name, address, self._secret]
-        common = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # DeepSpeed compiles by the ninja that was installed with it.
+        path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
+        common = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
         if self.name == "Open MPI":
             # Told that there are fewer slots than ranks, Open MPI yields while it waits, as it must.
             cores = os.cpu_count() or 1
