@@ -19,6 +19,9 @@ from devices.algorithms.arithmetic import MEANINGFUL, check_reduction
 from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.errors import ArgumentError, DevicesError, RaceError, UnsupportedError
 
+COPIED = ("all_reduce", "broadcast", "reduce")
+"""The verbs that are done in place, on a copy of their input."""
+
 Shares = Callable[[Tensor, int], tuple[Sequence[int], Sequence[int]]]
 """From a tensor and its dim: along it, the sizes of the parts that it goes in, and of those that it comes back in."""
 
@@ -250,7 +253,7 @@ class Verb:
                 pendings.append(pending)
                 flats.append(flat)
 
-        unchanged = self._watch_inputs(targets) if async_op else None
+        unchanged = self._watch_inputs(targets) if async_op and self.name not in COPIED else None
 
         def finish() -> Any:
             if unchanged is not None:
