@@ -39,6 +39,21 @@ _STRIDED = torch.strided
 _ALL_REDUCE = {op: Call("all_reduce", op) for op in REDUCE_OPS}
 
 
+def _is_plain(x: Tensor) -> bool:
+    """Return whether a verb may work on the memory of `x` as it lies there."""
+    return (
+        type(x) is Tensor
+        and not x.requires_grad
+        and x.layout is _STRIDED
+        and x.is_contiguous()
+        # Of one element torch calls any stride contiguous, but does not view all of them as bytes.
+        and (x.numel() > 1 or (x.ndim == 1 and x.stride(0) == 1 and x.numel() == 1))
+        and not x.is_conj()
+        and not x.is_neg()
+        and not _is_compiling()
+    )
+
+
 def all_reduce(
     x: Tensors,
     group: GroupLike = None,
@@ -80,6 +95,10 @@ def all_reduce(
         if x.requires_grad and torch.is_grad_enabled():
             return differentiable(x, call, verbs, [])
         return call.start(verbs, x, None, async_op=False)[1]
+    if out is x and isinstance(x, Tensor) and not async_op and _is_plain(x) and (op, x.dtype) in MEANINGFUL:
+        # In place, with nothing to pack or to copy.
+        verbs_over(group, x).all_reduce(x if x.ndim == 1 else x.view(-1), op)
+        return x
     return Verb("all_reduce", x, group).whole(op=op).run(out, async_op)
 
 

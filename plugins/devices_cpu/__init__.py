@@ -32,7 +32,7 @@ class CPUBackend(Backend):
     def devices(self) -> Sequence[Device]:
         page, total = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
         free = os.sysconf("SC_AVPHYS_PAGES")
-        return (Device("cpu", "cpu", 0, platform.processor() or platform.machine(), page * total, page * free),)
+        return (Device("cpu", "cpu", 0, platform.machine(), page * total, page * free),)
 
     def capabilities(self, device: Device) -> Capabilities:
         import torch
