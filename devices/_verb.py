@@ -275,7 +275,10 @@ class Verb:
         seen = [
             (tensor, tensor._version)
             for tensor in self.tensors
-            if not tensor.is_inference() and tensor.untyped_storage().data_ptr() not in written
+            # torch counts the changes of a whole memory, not those of a part of it.
+            if not tensor.is_inference()
+            and tensor.nbytes == (memory := tensor.untyped_storage()).nbytes()
+            and memory.data_ptr() not in written
         ]
 
         def check() -> None:

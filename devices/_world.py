@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -24,7 +25,7 @@ from devices._rendezvous import shared_store, tell_the_other_first
 from devices._roll_call import call_the_roll, check_alone, remember_world
 from devices._secret import authenticate, authentication, secret
 from devices._store import Store
-from devices.errors import ArgumentError, DevicesError, UnsupportedError, WorldError
+from devices.errors import ArgumentError, CollectiveError, DevicesError, UnsupportedError, WorldError
 from devices.fabric.host import open_here
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class World:
         if self._owns_group:
             if sys.excepthook is self._hooks[1]:
                 sys.excepthook = self._hooks[0]
+                open_here.unhook(self._hooks[0])
             _destroy_all()
 
     def recover(self) -> World:
@@ -106,7 +108,9 @@ class World:
             )
         ranks, store = group.survivors()
         timeout = group.group.timeout
-        self.close()
+        with contextlib.suppress(CollectiveError):
+            # What was under way in its groups is lost, and known to be.
+            self.close()
         note = f"ranks {', '.join(map(str, ranks))} of a world of {self.size} went on after an error"
         rank, size = ranks.index(self.rank), len(ranks)
         world = _open_world(self._choice, _my_device(self._choice), store.torch, rank, size, timeout, note)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
+import sys
 import time
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +197,76 @@ def forks_with_fabric_memory() -> list[float]:
     os.waitpid(child, 0)
     y = devices.empty(1000, fabric=True)
     return [x.sum().item(), y.sum().item()]
+
+
+def recovers_with_a_group_that_has_a_message_left() -> list[float]:
+    world = devices.init(timeout=60)
+    pair = dist.new_group([0, 1])
+    if world.rank == 0:
+        devices.send(torch.ones(4), pair, dst=1)
+    devices.barrier()
+    if world.rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(errors.CollectiveError):
+        devices.barrier()
+    with world.recover():
+        return devices.all_reduce(torch.ones(2)).tolist()
+
+
+def sees_that_a_message_will_not_come() -> str:
+    with devices.init(timeout=60) as world:
+        devices.barrier()
+        if world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        work = devices.recv(torch.zeros(4), src=1, async_op=True)
+        deadline = time.monotonic() + 30
+        while not work.is_completed():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert work.is_completed()
+        return str(work.exception())
+
+
+def many_threads_wait(number: int) -> None:
+    with devices.init(timeout=120) as world:
+        other = 1 - world.rank
+        with ThreadPoolExecutor(number) as threads:
+            found = [threads.submit(devices.recv, torch.zeros(3), src=other, tag=tag) for tag in range(number)]
+            time.sleep(0.5)
+            for tag in reversed(range(number)):
+                devices.send(of(tag, 3), dst=other, tag=tag)
+            for tag, future in enumerate(found):
+                _same(future.result(), of(tag, 3))
+
+
+def sums_that_overflow() -> list[float]:
+    with warnings.catch_warnings(), devices.init():
+        warnings.simplefilter("error")
+        big = torch.full((70_000,), 3e38)
+        devices.all_reduce(big, out=big)
+        return [devices.all_reduce(torch.tensor([3e38, 1.0]))[0].item(), big[0].item(), big[-1].item()]
+
+
+def ends_by_an_error_after_a_second_group() -> str:
+    world = devices.init(timeout=60)
+    group = dist.new_group(list(range(world.size)))
+    devices.barrier(group)
+    if world.rank == 1:
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            sys.excepthook(ValueError, ValueError("batch 7 is bad"), None)
+        return said.getvalue()
+    with pytest.raises(errors.CollectiveError, match="it raised ValueError: batch 7 is bad") as told:
+        devices.barrier()
+    return str(told.value)
+
+
+def frees_fabric_memory_while_it_takes_more() -> float:
+    for _ in range(300):
+        held = [devices.empty(100, fabric=True)]
+        held.append(held)  # type: ignore[arg-type]  # a cycle, which the collector frees whenever it runs
+        del held
+    return devices.empty(100, fabric=True).sum().item()
 
 
 def leaves_nothing_behind() -> list[str]:

@@ -80,6 +80,37 @@ def test_a_forked_child_has_fabric_memory_of_its_own() -> None:
     assert ranks.run(1, cases.forks_with_fabric_memory) == [[1000.0, 0.0]]
 
 
+def test_ranks_recover_also_where_a_group_has_a_message_left() -> None:
+    ended = ranks.outcomes(3, cases.recovers_with_a_group_that_has_a_message_left, timeout=90)
+    assert [kind for kind, _ in ended] == ["returned", "returned", "died"], ended
+    assert [said for _, said in ended[:2]] == [[2.0, 2.0]] * 2
+
+
+def test_a_message_of_a_rank_that_died_is_over() -> None:
+    ended = ranks.outcomes(2, cases.sees_that_a_message_will_not_come)
+    assert ended[0][0] == "returned", ended
+    assert re.search(r"rank 1 \(process \d+\) died", ended[0][1])
+
+
+def test_many_threads_may_wait_for_messages_at_once() -> None:
+    ranks.run(2, cases.many_threads_wait, 8, timeout=150)
+
+
+def test_a_sum_that_overflows_is_infinite_and_warns_no_more_than_torch_does() -> None:
+    assert ranks.run(2, cases.sums_that_overflow) == [[float("inf")] * 3] * 2
+
+
+def test_an_error_is_told_and_printed_once_with_several_groups_open() -> None:
+    told, printed = ranks.run(2, cases.ends_by_an_error_after_a_second_group)
+    assert "rank 1 has ended" in told
+    assert printed.count("ValueError: batch 7 is bad") == 1
+    assert "Error in sys.excepthook" not in printed
+
+
+def test_fabric_memory_may_be_freed_while_more_is_taken() -> None:
+    assert ranks.run(1, cases.frees_fabric_memory_while_it_takes_more) == [0.0]
+
+
 def test_no_file_is_made() -> None:
     assert ranks.run(2, cases.leaves_nothing_behind) == [[], []]
 

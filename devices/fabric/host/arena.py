@@ -11,6 +11,7 @@ import mmap
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import final
 
@@ -41,6 +42,7 @@ class Arena:
         self.start = whole.ctypes.data
         self._whole = whole
         self._free = [(0, self.bytes)]
+        self._returned: deque[tuple[int, int]] = deque()
         self._lock = threading.Lock()
 
     def allocate(self, bytes: int) -> Array:
@@ -51,6 +53,8 @@ class Arena:
         """
         length = max(-(-bytes // _PAGE) * _PAGE, _PAGE)
         with self._lock:
+            while self._returned:
+                self._join(*self._returned.popleft())
             at = next((at for at, (_, room) in enumerate(self._free) if room >= length), None)
             if at is None:
                 room = max((room for _, room in self._free), default=0)
@@ -58,22 +62,26 @@ class Arena:
             offset, room = self._free[at]
             self._free[at : at + 1] = [(offset + length, room - length)] if room > length else []
         array = self._whole[offset : offset + bytes]
-        weakref.finalize(array, self._give_back, offset, length, os.getpid())
+        # What is still in use when the process ends is left to the very end.
+        weakref.finalize(array, self._give_back, offset, length, os.getpid()).atexit = False
         return array
 
     def _give_back(self, offset: int, length: int, owner: int) -> None:
-        if os.getpid() != owner:
-            return
-        with self._lock:
+        """Take memory back: whenever the last reference goes, so also while this very thread allocates."""
+        if os.getpid() == owner:
             # Whoever has it next finds zeros, and until then it takes no memory.
             self._memory.madvise(mmap.MADV_REMOVE, offset, length)
-            at = bisect.bisect(self._free, (offset, 0))
-            if at < len(self._free) and offset + length == self._free[at][0]:
-                length += self._free.pop(at)[1]
-            if at and sum(self._free[at - 1]) == offset:
-                before = self._free.pop(at - 1)
-                offset, length, at = before[0], before[1] + length, at - 1
-            self._free.insert(at, (offset, length))
+            self._returned.append((offset, length))
+
+    def _join(self, offset: int, length: int) -> None:
+        """Add a piece to the free ones, as one with its neighbours."""
+        at = bisect.bisect(self._free, (offset, 0))
+        if at < len(self._free) and offset + length == self._free[at][0]:
+            length += self._free.pop(at)[1]
+        if at and sum(self._free[at - 1]) == offset:
+            before = self._free.pop(at - 1)
+            offset, length, at = before[0], before[1] + length, at - 1
+        self._free.insert(at, (offset, length))
 
 
 _mine: Arena | None = None

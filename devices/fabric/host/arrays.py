@@ -14,12 +14,11 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 Combine = Callable[[Array, Array, Array], object]
 """Writes the reduction of two arrays, the lower rank's first, into a third, which may be one of them."""
 
-_COMBINE: dict[str, Combine] = {
+_UFUNCS: dict[str, np.ufunc] = {
     "sum": np.add,
     "prod": np.multiply,
-    # numpy wants these two's third operand by its name.
-    "min": lambda first, second, out: np.minimum(first, second, out=out),
-    "max": lambda first, second, out: np.maximum(first, second, out=out),
+    "min": np.minimum,
+    "max": np.maximum,
     "band": np.bitwise_and,
     "bor": np.bitwise_or,
     "bxor": np.bitwise_xor,
@@ -49,4 +48,11 @@ def combine(op: str, dtype: torch.dtype) -> Combine:
             in_torch(whole[0], whole[1], out=whole[2])
 
         return reduce
-    return _COMBINE[op]
+    ufunc = _UFUNCS[op]
+
+    def quietly(first: Array, second: Array, out: Array) -> None:
+        # Overflows and NaNs are the program's to look for; torch says nothing of them either.
+        with np.errstate(all="ignore"):
+            ufunc(first, second, out=out)
+
+    return quietly

@@ -101,6 +101,7 @@ class Channels:
         self._helper: threading.Thread | None = None
         self._wake = threading.Event()
         self._is_closed = False
+        self._looked = 0.0
 
     # What a verb calls.
 
@@ -154,6 +155,19 @@ class Channels:
         for part in parts:
             if part.error is not None:
                 raise part.error
+
+    def are_over(self, parts: Sequence[_Send | _Receive]) -> bool:
+        """Return whether `wait` would return, or raise, at once."""
+        if not all(part.is_done for part in parts):
+            with self._lock:
+                self.advance()
+        late = [part for part in parts if not part.is_done]
+        if not late:
+            return True
+        if (now := time.monotonic()) - self._looked < 0.01:
+            return False
+        self._looked = now
+        return self._watch.is_over() or any(self._watch.are_gone(part.peers) for part in late)
 
     def go_on_beside(self) -> None:
         """Let a thread of the group go on with what is on its way while the program does other things."""
@@ -342,15 +356,14 @@ class Exchange:
     def __init__(self, channels: Channels, parts: Sequence[_Send | _Receive]) -> None:
         self._channels = channels
         self._parts = parts
+        self._is_over = False
 
     def wait(self) -> None:
         self._channels.wait(self._parts)
 
     def is_completed(self) -> bool:
-        if not all(part.is_done for part in self._parts):
-            with self._channels._lock:
-                self._channels.advance()
-        return all(part.is_done for part in self._parts)
+        self._is_over = self._is_over or self._channels.are_over(self._parts)
+        return self._is_over
 
     def go_on_beside(self) -> None:
         """Let it go on without anyone waiting."""

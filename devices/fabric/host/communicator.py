@@ -19,7 +19,7 @@ from devices.fabric.communicator import REDUCTIONS
 from devices.fabric.host import large, open_here
 from devices.fabric.host.agreement import BITS, Agreement, Key, fingerprint
 from devices.fabric.host.arena import Arenas
-from devices.fabric.host.arrays import Array, Combine, array_of, combine, tensor_of
+from devices.fabric.host.arrays import Array, array_of, combine
 from devices.fabric.host.channels import Channels
 from devices.fabric.host.layout import PLACE, SMALL
 from devices.fabric.host.peers import Process
@@ -35,15 +35,13 @@ Tensor = torch.Tensor
 class _Plan:
     """An all_reduce of one op, dtype and small size: all that does not change from call to call."""
 
-    def __init__(self, key: Key, slots: Sequence[Sequence[Array]], rank: int, op: Combine, dtype: torch.dtype) -> None:
+    def __init__(self, key: Key, slots: Sequence[Sequence[Tensor]], rank: int) -> None:
         self.key = key
         self.fingerprint = fingerprint(key)
+        # By parity of the call.
         self.slots = slots
         self.mine = [each[rank] for each in slots]
-        self.op = op
-        # The same to torch, which makes a new tensor at less cost than numpy fills one.
-        self.tensors = [[tensor_of(slot, dtype) for slot in each] for each in slots]
-        self.torch_op = COMBINE[key[3]]
+        self.op = COMBINE[key[3]]
 
 
 @final
@@ -115,33 +113,36 @@ class SharedMemoryCommunicator(Communicator):
     # Collectives.
 
     def all_reduce(self, tensor: Tensor, op: str) -> Pending:
-        if tensor.nbytes > SMALL or self._expected:
+        if tensor.nbytes > SMALL or self._expected or tensor.is_inference():
             return self._all_reduce(tensor, op)
-        shape = op, tensor.dtype, tensor.numel()
-        plan = self._plans.get(shape) or self._plan(shape)
-        array = array_of(tensor)
+        plan = self._plan(op, tensor.dtype, tensor.numel())
         with self._lock:
-            self._run(plan, array)
+            slots = self._exchanged(plan, tensor)
+            plan.op(slots[0], slots[1], out=tensor)
+            for slot in slots[2:]:
+                plan.op(tensor, slot, out=tensor)
         return DONE
 
     def all_reduced(self, tensor: Tensor, op: str) -> Tensor:
-        shape = op, tensor.dtype, tensor.numel()
-        plan = self._plans.get(shape) or self._plan(shape)
+        plan = self._plan(op, tensor.dtype, tensor.numel())
         with self._lock:
-            parity = self._begin()
-            first, second = plan.tensors[parity]
-            (second if self._rank else first).copy_(tensor)
-            self._come(plan, parity)
-            return plan.torch_op(first, second)
+            slots = self._exchanged(plan, tensor)
+            return plan.op(slots[0], slots[1])
 
-    def _run(self, plan: _Plan, array: Array) -> None:
+    def _exchanged(self, plan: _Plan, tensor: Tensor) -> Sequence[Tensor]:
+        """Come to a small all_reduce, wait for the others, and return what each rank gives."""
         parity = self._begin()
-        plan.mine[parity][...] = array
-        self._come(plan, parity)
-        slots, op = plan.slots[parity], plan.op
-        op(slots[0], slots[1], array)
-        for slot in slots[2:]:
-            op(array, slot, array)
+        plan.mine[parity].copy_(tensor)
+        agreement, words = self._agreement, self._words
+        words[agreement.mine + parity] = value = (agreement.number << BITS) | plan.fingerprint
+        for index in agreement.others[parity]:
+            if words[index] != value:
+                agreement.meet(plan.key)
+                break
+        else:
+            if words[0]:
+                self._watch.check_others()
+        return plan.slots[parity]
 
     def _begin(self) -> int:
         """Begin a call; return whether it is an odd one."""
@@ -151,27 +152,19 @@ class SharedMemoryCommunicator(Communicator):
         agreement.number = number = agreement.number + 1
         return number & 1
 
-    def _come(self, plan: _Plan, parity: int) -> None:
-        """Say that this rank has come to the call, its data being there, and wait for the others."""
-        agreement, words = self._agreement, self._words
-        words[agreement.mine + parity] = value = (agreement.number << BITS) | plan.fingerprint
-        for index in agreement.others[parity]:
-            if words[index] != value:
-                agreement.meet(plan.key)
-                return
-        if words[0]:
-            self._watch.check_others()
+    def _plan(self, op: str, dtype: torch.dtype, size: int) -> _Plan:
+        found = self._plans.get((op, dtype, size))
+        return found if found is not None else self._new_plan(op, dtype, size)
 
-    def _plan(self, shape: tuple[str, torch.dtype, int]) -> _Plan:
-        op, dtype, size = shape
+    def _new_plan(self, op: str, dtype: torch.dtype, size: int) -> _Plan:
         if len(self._plans) > 1000:
             self._plans.clear()
         key = "all_reduce", _name(dtype), size, op, -1, ()
         # A plan outlives the mode that it is made in.
         with torch.inference_mode(False):
-            like = array_of(torch.empty(0, dtype=dtype)).dtype
-            slots = [[slot[: size * like.itemsize].view(like) for slot in slots] for slots in self._slots]
-            self._plans[shape] = plan = _Plan(key, slots, self._rank, combine(op, dtype), dtype)
+            width = dtype.itemsize
+            slots = [[torch.from_numpy(slot[: size * width]).view(dtype) for slot in slots] for slots in self._slots]
+            self._plans[op, dtype, size] = plan = _Plan(key, slots, self._rank)
         return plan
 
     def _all_reduce(self, tensor: Tensor, op: str) -> Pending:
@@ -341,7 +334,8 @@ class SharedMemoryCommunicator(Communicator):
         self._has_ended = True
 
     def survivors(self) -> tuple[tuple[int, ...], Store]:
-        self.abort()
+        # Those of other groups wait for who has died too.
+        open_here.abort_all()
         return Recovery(self._segment, self._group, self._watch).run()
 
     def abort(self) -> None:
@@ -355,6 +349,7 @@ class SharedMemoryCommunicator(Communicator):
         self._is_closed = True
         open_here.discard(self)
         self._watch.leave()
+        self._watch.forget()
         self._plans.clear()
         if lost and self._watch.error is None and not self._has_ended:
             raise CollectiveError(f"{self._group}: closed with messages that were sent and never received: {lost}")

@@ -77,6 +77,7 @@ class Peers:
         self._watched: dict[int, _Watched] = {}
         self._by_descriptor: dict[int, int] = {}
         self._poll = select.poll()
+        self._lock = threading.Lock()
         for rank, process in processes.items():
             try:
                 watched = _watch(process)
@@ -87,14 +88,16 @@ class Peers:
             self._by_descriptor[watched.descriptor] = rank
             self._poll.register(watched.descriptor, select.POLLIN)
 
-    def dead(self, milliseconds: int = 0) -> frozenset[int]:
-        """Return which ranks' processes have ended; wait so long for one to end."""
-        for descriptor, _ in self._poll.poll(milliseconds if not self._dead else 0):
-            rank = self._by_descriptor.pop(descriptor)
-            self._poll.unregister(descriptor)
-            del self._watched[rank]
-            self._dead.add(rank)
-        return frozenset(self._dead)
+    def dead(self) -> frozenset[int]:
+        """Return which ranks' processes have ended."""
+        # Python lets one thread at a time ask.
+        with self._lock:
+            for descriptor, _ in self._poll.poll(0):
+                rank = self._by_descriptor.pop(descriptor)
+                self._poll.unregister(descriptor)
+                del self._watched[rank]
+                self._dead.add(rank)
+            return frozenset(self._dead)
 
 
 def _started(pid: int) -> int:

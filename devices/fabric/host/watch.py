@@ -48,12 +48,16 @@ class Watch:
         self.spins = 100 if group.size <= len(os.sched_getaffinity(0)) else 0
         self._main = threading.main_thread().ident
         self._cause = ""
+        self.forget()
+        self.error: CollectiveError | None = None
+        """What closed the group for good, once something has."""
+
+    def forget(self) -> None:
+        """Know nothing of the group's calls any more, so that their memory goes with the last who uses it."""
         self.last: Callable[[int], str] = lambda rank: ""
         """Says what a rank called last."""
         self.number: Callable[[], int] = lambda: 0
         """Says which collective call of the group this rank is in."""
-        self.error: CollectiveError | None = None
-        """What closed the group for good, once something has."""
 
     def until(
         self,
@@ -118,6 +122,10 @@ class Watch:
         """Raise if the group is closed for good."""
         if self.error is not None:
             raise type(self.error)(f"{self._group}: the group is closed for good since an error: {self.error}")
+
+    def is_over(self) -> bool:
+        """Return whether the group is closed for good, by this rank or another."""
+        return self.error is not None or bool(self._words[0])
 
     def check_others(self) -> None:
         """Raise if a rank has given up the call that this one comes to, just before it came, or one before it.
