@@ -104,7 +104,11 @@ def _few(reasons: Iterable[str]) -> str:
 def _verdict(report: Report) -> Text:
     proved = sum(outcome.tally.proved for outcome in report.outcomes)
     seconds = sum(outcome.seconds for outcome in report.outcomes)
-    of = f"{len(report.outcomes)} checks, {proved} things proved, in {seconds:.0f} s"
+    skipped = sum(1 for outcome in report.outcomes if outcome.is_proved and not outcome.tally.proved)
+    looked = len(report.outcomes) - skipped
+    of = f"{looked} checks, {proved} things proved, in {seconds:.0f} s"
+    if skipped:
+        of += f"; {skipped} skipped, or refused rightly, as the table says"
     if report.is_empty:
         return Text("nothing was looked at: all of it was skipped", style="yellow")
     if report.is_proved:
