@@ -429,3 +429,17 @@ ACCELERATOR: tuple[Any, str] = (torch._C, "_get_accelerator")
 
 ACCELERATOR_CALLS: tuple[Any, str] = (torch._C, "_accelerator_")
 """Where `torch.accelerator` looks up its C++ functions, and what their names begin with."""
+
+
+@contextlib.contextmanager
+def ddp_as_it_was() -> Iterator[None]:
+    """Leave the mark of the DDP whose forward runs, which torch keeps for all threads, as it was before.
+
+    Threads that run forwards at once save and restore it in turns, and the last may restore another's.
+    """
+    ddp = torch.nn.parallel.DistributedDataParallel
+    before = ddp._active_ddp_module
+    try:
+        yield
+    finally:
+        ddp._active_ddp_module = before

@@ -202,7 +202,7 @@ class _Run:
         baton = self.baton
         baton.on_deadlock = partial(diagnose, baton, self.progresses)
         store = ThreadStore(baton, self.progresses)
-        with restored(), _torch.thread_worlds() as begin:
+        with restored(), _torch.ddp_as_it_was(), _torch.thread_worlds() as begin:
             os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(self.ranks)))
             if "OMP_NUM_THREADS" not in os.environ:
                 # As torchrun has it; else each rank's thread gets a team of its own, one for each core.

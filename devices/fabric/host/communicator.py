@@ -348,8 +348,7 @@ class SharedMemoryCommunicator(Communicator):
         lost = self._channels.close()
         self._is_closed = True
         open_here.discard(self)
-        self._watch.leave()
-        self._watch.forget()
+        self._watch.close()
         self._plans.clear()
         if lost and self._watch.error is None and not self._has_ended:
             raise CollectiveError(f"{self._group}: closed with messages that were sent and never received: {lost}")

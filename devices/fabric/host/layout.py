@@ -30,6 +30,8 @@ ARENA = 17
 """The descriptor of this rank's fabric memory, plus 1, and its process: which opens it for the peers."""
 ARENA_BYTES = 18
 RECOVERY = 19
+CLOSED = 20
+"""Whether this rank has closed the group, whatever its STATE tells of how."""
 CONTROL_WORDS = 24
 
 # What STATE holds.

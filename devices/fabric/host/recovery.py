@@ -11,7 +11,7 @@ from torch.distributed import TCPStore
 from devices._backend import Group
 from devices._store import Store
 from devices.errors import CollectiveTimeoutError
-from devices.fabric.host.layout import LEFT, RECOVERY, STATE
+from devices.fabric.host.layout import CLOSED, RECOVERY
 from devices.fabric.host.segment import Segment
 from devices.fabric.host.watch import Watch
 
@@ -36,7 +36,7 @@ class Recovery:
         self._watch = watch
         self._words = segment.words
         controls = [segment.layout.control_word(rank) for rank in range(group.size)]
-        self._states = [control + STATE for control in controls]
+        self._closed = [control + CLOSED for control in controls]
         self._recovering = [control + RECOVERY for control in controls]
         self._deadline = time.monotonic() + group.timeout.total_seconds()
 
@@ -79,7 +79,7 @@ class Recovery:
         return self._watch.decided(leader)
 
     def _gone(self) -> set[int]:
-        left = {rank for rank, at in enumerate(self._states) if self._words[at] == LEFT}
+        left = {rank for rank, at in enumerate(self._closed) if self._words[at]}
         return {rank for rank in left | self._watch.dead() if self._words[self._recovering[rank]] != _DECIDED}
 
     def _nap(self, what: str, late: list[int]) -> None:

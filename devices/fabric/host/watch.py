@@ -11,7 +11,7 @@ from typing import Any, final
 
 from devices._backend import Group
 from devices.errors import CollectiveError, CollectiveTimeoutError, MismatchError
-from devices.fabric.host.layout import FAILED, HERE, LEFT, REPORT, STATE
+from devices.fabric.host.layout import CLOSED, FAILED, HERE, LEFT, REPORT, STATE
 from devices.fabric.host.peers import Peers, Process
 from devices.fabric.host.segment import Segment
 
@@ -183,6 +183,12 @@ class Watch:
                 self._say(reason, "raised")
             self._words[self._states[self._group.rank]] = LEFT
 
+    def close(self) -> None:
+        """Say that this rank is through with the group, and know nothing of its calls any more."""
+        self.leave()
+        self._words[self._segment.layout.control_word(self._group.rank) + CLOSED] = 1
+        self.forget()
+
     def _say(self, what: object, kind: str, **more: object) -> None:
         text = str(what)
         while len(report := json.dumps({"kind": kind, "text": text, **more}).encode()) > REPORT - 4:
@@ -204,8 +210,9 @@ class Watch:
     # The errors.
 
     def name(self, rank: int) -> str:
-        """Return how a rank of the group is called in an error: by its rank in the world."""
-        return f"rank {self._group.ranks[rank]}"
+        """Return how a rank of the group is called in an error."""
+        world = self._group.ranks[rank]
+        return f"rank {rank}" if world == rank else f"rank {rank} of the group, which is rank {world} of the world,"
 
     def _told(self, rank: int, about: str) -> CollectiveError:
         if rank == self._group.rank:
