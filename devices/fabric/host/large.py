@@ -16,6 +16,9 @@ from devices.fabric.host.rounds import Rounds
 
 About = Callable[[], str]
 
+BLOCK = 1 << 18
+"""So many bytes at a time are reduced and then written to others, small enough to be in the cache for that."""
+
 
 def all_reduce(rounds: Rounds, rank: int, array: Array, op: Combine, size: int, about: About, dst: int = -1) -> None:
     """Reduce `array` in place: in each round this rank reduces its part of a piece, and gives its part of the last.
@@ -58,23 +61,22 @@ def all_reduce(rounds: Rounds, rank: int, array: Array, op: Combine, size: int, 
 
 
 def all_reduce_in_place(rounds: Rounds, rank: int, arrays: Sequence[Array], op: Combine, about: About) -> None:
-    """Reduce arrays that all ranks reach, each reducing one part where it lies and reading the others' from them."""
+    """Reduce arrays that all ranks reach, each reducing one part where it lies and writing it to all.
+
+    A part is read and written by its rank alone, and written to the others while it is in the cache.
+    """
     size = len(arrays)
-    parts = [_split(array, size) for array in arrays]
-    own = parts[rank][rank]
-    for start in range(0, own.size, block := (1 << 18) // own.dtype.itemsize):
-        place = slice(start, start + block)
-        target = own[place]
+    parts = [_split(array, size)[rank] for array in arrays]
+    own = parts[rank]
+    for start in range(0, own.size, block := BLOCK // own.dtype.itemsize):
+        places = [part[start : start + block] for part in parts]
+        target = places[rank]
         # Ranks are added up in their order, and this one's data is where the sum goes.
         result = target if rank < 2 else rounds.following()[rank].view(own.dtype)[: target.size]
-        reduce_all([each[rank][place] for each in parts], op, result)
-        if rank >= 2:
-            np.copyto(target, result)
-    rounds.meet(about)
-    for peer in range(size):
-        if peer != rank:
-            np.copyto(parts[rank][peer], parts[peer][peer])
-    # Nobody changes what a peer still reads.
+        reduce_all(places, op, result)
+        for place in places:
+            if place is not result:
+                np.copyto(place, result)
     rounds.meet(about)
 
 
