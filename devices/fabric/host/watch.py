@@ -239,7 +239,7 @@ class Watch:
 
     def _too_late(self, ranks: Sequence[int], about: str) -> CollectiveError:
         who = " and ".join(f"{self.name(rank)}{self._state_of(rank)}" for rank in ranks) or "any rank"
-        cause = f"its time of {self._timeout:g} s is up, and it waits for {who}"
+        cause = f"the timeout of {self._timeout:g} s is up, and it waits for {who}"
         return self._failure(about, cause, CollectiveTimeoutError)
 
     def _failure(self, about: str, cause: str, kind: type[CollectiveError] = CollectiveError) -> CollectiveError:
