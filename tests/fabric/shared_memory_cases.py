@@ -269,6 +269,22 @@ def frees_fabric_memory_while_it_takes_more() -> float:
     return devices.empty(100, fabric=True).sum().item()
 
 
+def reduces_beside_the_program_on_one_rank() -> list[list[int]]:
+    """Return the bits of sums and products that rank 0 starts asynchronously and the others do not."""
+    bits = []
+    with devices.init() as world:
+        chance = torch.Generator().manual_seed(world.rank)
+        for _ in range(10):
+            x = torch.randn(50, dtype=torch.complex64, generator=chance)
+            product = devices.all_reduce(x, op="prod", async_op=world.rank == 0)
+            zeros = torch.tensor([0.0, -0.0]).roll(world.rank)
+            least = devices.all_reduce(zeros, op="min", async_op=world.rank == 0)
+            if world.rank == 0:
+                product, least = product.result(), least.result()
+            bits.append(torch.cat([torch.view_as_real(product).reshape(-1), least]).view(torch.int32).tolist())
+    return bits
+
+
 def leaves_nothing_behind() -> list[str]:
     before = set(_files())
     with devices.init():

@@ -111,6 +111,12 @@ def test_fabric_memory_may_be_freed_while_more_is_taken() -> None:
     assert ranks.run(1, cases.frees_fabric_memory_while_it_takes_more) == [0.0]
 
 
+def test_all_ranks_have_the_same_bits_however_each_called() -> None:
+    for size in (2, 3):
+        first, *others = ranks.run(size, cases.reduces_beside_the_program_on_one_rank)
+        assert all(other == first for other in others)
+
+
 def test_no_file_is_made() -> None:
     assert ranks.run(2, cases.leaves_nothing_behind) == [[], []]
 

@@ -133,9 +133,7 @@ KNOWN_FAULTS = {
 def named(cases: Iterable[str]) -> list[Any]:
     """Return the names of cases as parameters of a test."""
     return [
-        pytest.param(name, marks=pytest.mark.xfail(reason=KNOWN_FAULTS[name], strict=False))
-        if name in KNOWN_FAULTS
-        else name
+        pytest.param(name, marks=pytest.mark.xfail(reason=KNOWN_FAULTS[name])) if name in KNOWN_FAULTS else name
         for name in cases
     ]
 
