@@ -64,7 +64,7 @@ def test_a_broken_plugin_is_an_error_for_whoever_asks_for_it_and_the_rest_load(s
     site.add("zebra", PREAMBLE + "Throwaway.name = 'zebra'" + GOOD_HOOK)  # loads after the broken one
     told = site.refusal(
         f"""
-        assert devices.backends() == ("cpu", "zebra"), devices.backends()
+        assert (devices.backends()[0], devices.backends()[-1]) == ("cpu", "zebra"), devices.backends()
         assert _registry.choose("cpu").backend.name == "cpu"
         import sys
         assert not [name for name in sys.modules if name.startswith("throwaway")]  # nobody has asked for one
@@ -97,7 +97,7 @@ def test_of_two_strangers_with_one_backend_name_the_first_by_distribution_has_it
         for plugin in _registry.plugins():
             print(plugin.distribution, plugin.backends, plugin.error)
     """
-    _, first, second = site.python(code).splitlines()
+    *_, first, second = site.python(code).splitlines()
     assert first == "aaa-toys ('toy',) None"
     assert second.startswith("bbb-toys () plugin 'toy' of bbb-toys 1.2 is broken: it claims the backend name 'toy'")
 
@@ -106,16 +106,18 @@ def test_a_stranger_that_sorts_before_us_cannot_take_cpu(site: Site) -> None:
     site.add("aaa", PREAMBLE + "Throwaway.name = 'cpu'" + GOOD_HOOK, distribution="aaa-thief")
     code = """
         from devices import _registry
-        print(type(_registry.backend("cpu")).__name__, _registry.plugins()[0].own, _registry.plugins()[1].error)
+        print(type(_registry.backend("cpu")).__name__, _registry.plugins()[0].own)
+        print(*(plugin.error for plugin in _registry.plugins() if plugin.name == "aaa"))
     """
-    told = site.python(code)
-    assert told.startswith("CPUBackend True plugin 'aaa' of aaa-thief 1.2 is broken: it claims the backend name 'cpu'")
+    first, told = site.python(code).splitlines()
+    assert first == "CPUBackend True"
+    assert told.startswith("plugin 'aaa' of aaa-thief 1.2 is broken: it claims the backend name 'cpu'")
 
 
 def test_one_plugin_may_provide_several_backends(site: Site) -> None:
     other = "class Other(Throwaway):\n    name = 'other'\n"
     site.add("several", PREAMBLE + other + GOOD_HOOK.replace("Throwaway()", "[Throwaway(), Other()]"))
-    assert site.python("import devices; print(devices.backends())") == "('cpu', 'toy', 'other')"
+    assert site.python("import devices; print(*devices.backends())").endswith(" toy other")
 
 
 @pytest.mark.parametrize("kind", BAD_PROBES)
@@ -126,8 +128,7 @@ def test_a_probe_that_fails_is_that_plugins_error_and_auto_goes_on(site: Site, k
         """
         choice = _registry.choose("auto")
         assert choice.backend.name == "cpu", choice
-        assert choice.considered[0][0] == "toy"
-        assert not choice.considered[0][1].present
+        assert not dict(choice.considered)["toy"].present
         assert "toy would come before it" in choice.reason
         _registry.choose("toy")
         """
@@ -202,7 +203,7 @@ def test_auto_takes_the_present_backend_of_the_highest_priority(site: Site) -> N
         print(choice)
         assert _registry.choose("named").backend.name == "named"
     """
-    assert site.python(code).splitlines() == [
+    assert site.python(code, DEVICES_PLUGINS="low,high,gone,named").splitlines() == [
         "backend 'high': the best that is present; gone would come before it",
         "  gone: absent, left the bus",
         "  high: present, it is a toy",
@@ -240,12 +241,13 @@ def test_a_named_backend_that_is_absent_is_refused_with_its_reason(site: Site) -
 
 
 def test_an_unknown_backend_names_those_installed_and_those_broken(site: Site) -> None:
-    site.add("cuda", PREAMBLE + "Throwaway.name = 'cuda'" + GOOD_HOOK)
-    site.add("neuron", "import a_module_that_nobody_has")
-    assert site.refusal("_registry.backend('cdua')") == (
-        "BackendNotFoundError: no plugin provides a backend named 'cdua'; did you mean 'cuda'? "
-        "Installed: cpu, cuda. Broken: neuron; `devices doctor` says why."
+    site.add("zebra", PREAMBLE + "Throwaway.name = 'zebra'" + GOOD_HOOK)
+    site.add("yak", "import a_module_that_nobody_has")
+    told = site.refusal("_registry.backend('zerba')")
+    assert told.startswith(
+        "BackendNotFoundError: no plugin provides a backend named 'zerba'; did you mean 'zebra'? Installed: cpu, "
     )
+    assert told.endswith(", zebra. Broken: yak; `devices doctor` says why.")
 
 
 def test_devices_plugins_keeps_others_from_being_imported(site: Site) -> None:
@@ -254,14 +256,16 @@ def test_devices_plugins_keeps_others_from_being_imported(site: Site) -> None:
         from devices import _registry
         print([(plugin.name, plugin.allowed, plugin.error) for plugin in _registry.plugins()])
     """
-    assert site.python(code, DEVICES_PLUGINS=" cpu ,") == "[('cpu', True, None), ('toy', False, None)]"
+    said = site.python(code, DEVICES_PLUGINS=" cpu ,")
+    assert said.startswith("[('cpu', True, None), (")
+    assert said.endswith(", ('toy', False, None)]")
     told = site.refusal("_registry.backend('toy')", DEVICES_PLUGINS="cpu")
     assert "plugin 'toy' is installed, but not among those that DEVICES_PLUGINS allows" in told
 
 
 def test_an_empty_devices_plugins_allows_all(site: Site) -> None:
     site.add("toy", PREAMBLE + GOOD_HOOK)
-    assert site.python("import devices; print(devices.backends())", DEVICES_PLUGINS="") == "('cpu', 'toy')"
+    assert site.python("import devices; print('toy' in devices.backends())", DEVICES_PLUGINS="") == "True"
 
 
 def test_available_lists_the_devices_of_every_present_backend_and_survives_one_that_cannot(site: Site) -> None:

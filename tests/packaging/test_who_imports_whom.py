@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
 )
 ROW = {part: row for row, parts in enumerate(ORDER) for part in parts}
 PUBLIC = {"devices", "devices.errors", "devices.testing"}
+# What of `devices` a plugin may read beside that, data and no code of ours: the names that each of them exports.
+DATA = {name: set(importlib.import_module(f"devices.{name}").__all__) for name in ("catalogue",)}
 
 
 def part_of(name: str) -> str | None:
@@ -122,6 +125,8 @@ def is_allowed_in(plugin: str, name: str) -> bool:
     top, *rest = name.split(".")
     if top != "devices":
         return top == plugin
+    if rest and rest[0] in DATA:
+        return len(rest) == 1 or rest[1] in DATA[rest[0]]
     return name in PUBLIC or not any(
         part.startswith("_") or part in ROW.keys() - {"errors", "testing"} for part in rest
     )
