@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from devices.errors import UnsupportedError
 
@@ -204,12 +204,21 @@ class Communicator:
     Attributes:
         blocking: whether its verbs, `exchange` and `recv_any` excepted, are done when they return: asynchronous ones
             are then called on a thread of the group, one after the other.
+        own: which of its verbs it has, by name, where those are fewer than its class overrides; `exchange` and
+            `recv_any` are among the names.
+        even: which of its own verbs take equal parts alone: "all_to_all". Any other call of it is composed.
+        native: one of torch's own backends, a `torch.distributed.Backend`, that carries the group. Torch's verbs on
+            tensors of the group's device then go straight to it, and those on CPU tensors to gloo; torch shuts it
+            down as it destroys the group, and `close` is called after that.
         reductions: what its own reductions take, where that is not what the device's `Capabilities` declare.
         note: what carries the group, in words, for `devices.explain()`.
         anew: up to so many bytes `all_reduced` costs less than a copy and an `all_reduce` in place; -1 if never.
     """
 
     blocking: ClassVar[bool] = False
+    own: frozenset[str] | None = None
+    even: frozenset[str] = frozenset()
+    native: Any = None
     reductions: Mapping[str, frozenset[torch.dtype]] | None = None
     note: str = ""
     anew: int = -1

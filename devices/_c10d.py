@@ -327,13 +327,11 @@ class DevicesGroup(dist.ProcessGroup):
     ) -> dist.Work:
         is_async = asks_async(opts)
         flat, finish = flattened_in_place(plain(output))
-        pending = self.verbs_on(input.device.type).all_to_all(
-            flat,
-            flattened(input),
-            row_counts(self.group, "output", output, output_splits),
-            row_counts(self.group, "input", input, input_splits),
-            async_op=is_async,
-        )
+        received = row_counts(self.group, "output", output, output_splits)
+        sent = row_counts(self.group, "input", input, input_splits)
+        counts = (received, sent) if output_splits or input_splits else ()
+        verbs = self.verbs_on(input.device.type)
+        pending = verbs.all_to_all(flat, flattened(input), *counts, async_op=is_async)
         return self._work([(pending, finish)], [output], is_async)
 
     def alltoall(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], opts: Any = None) -> dist.Work:

@@ -185,7 +185,7 @@ def all_to_all(
     tensor([1, 2])
     """
     verb = Verb("all_to_all", x, group)
-    return verb.parts(dim, verb.swapped(sizes)).run(out, async_op)
+    return verb.parts(dim, verb.swapped(sizes), is_even=sizes is None).run(out, async_op)
 
 
 def broadcast(

@@ -30,6 +30,7 @@ class Call:
         root: the source or the destination, for verbs that have one.
         counts: elements of each rank's part; for all_to_all, elements that come from each rank.
         sent: for all_to_all, elements that go to each rank.
+        is_even: for all_to_all, whether all parts are equal, on every rank.
         pairs: for permute, (source, destination) of each message.
         gradient: False where the verb's result lives on one rank alone, whose backward the others could not join.
     """
@@ -39,6 +40,7 @@ class Call:
     root: int = 0
     counts: tuple[int, ...] = ()
     sent: tuple[int, ...] = ()
+    is_even: bool = False
     pairs: tuple[tuple[int, int], ...] = ()
     gradient: bool = True
 
@@ -86,7 +88,8 @@ class Call:
         if verb == "reduce_scatter":
             return verbs.reduce_scatter(result, given, self.op, self.counts, async_op=async_op), result
         if verb == "all_to_all":
-            return verbs.all_to_all(result, given, self.counts, self.sent, async_op=async_op), result
+            counts = () if self.is_even else (self.counts, self.sent)
+            return verbs.all_to_all(result, given, *counts, async_op=async_op), result
         if verb == "gather":
             return verbs.gather(result, given, root, self.counts, async_op=async_op), result
         if verb == "scatter":

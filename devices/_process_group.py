@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, final
@@ -17,6 +17,7 @@ from devices import _torch
 from devices._backend import Communicator, Message, Pending, PendingFrom
 from devices._work import Together
 from devices.algorithms.executor import COLLECTIVE_TAG
+from devices.errors import ArgumentError
 
 _GLOO = frozenset({torch.uint8, torch.int8, torch.int32, torch.int64})
 _NCCL = frozenset({torch.uint8, torch.int8, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64})
@@ -43,16 +44,39 @@ _NEVER = COLLECTIVE_TAG + 1
 class ProcessGroupCommunicator(Communicator):
     """Carries each verb to torch's `process_group`: a `ProcessGroup` or one of torch's backends.
 
+    What the group does not have is composed, or refused, before anything of it is called. Its works are returned as
+    they are: on an accelerator `wait` blocks the current stream and not the host. Messages that go together are
+    grouped where torch groups them, so that NCCL does not make one wait for another.
+
     Args:
         process_group: for instance `torch.distributed.ProcessGroupGloo(store, rank, size, timeout)`.
         note: what `explain` says of it.
+        verbs: what the group has, by the names of `Communicator`'s methods; None for all that torch declares.
+        even: what it has for equal parts alone: "all_to_all".
+        native: whether torch's own verbs are to go straight to the group: `Communicator.native`.
+        messages: carries the messages of programs, `send` and `recv`, for a group whose own messages keep no tags
+            apart, or whose order is that of its collectives; those of composed verbs stay in the group.
     """
 
-    def __init__(self, process_group: Any, note: str = "") -> None:
+    def __init__(
+        self,
+        process_group: Any,
+        note: str = "",
+        *,
+        verbs: Iterable[str] | None = None,
+        even: Iterable[str] = (),
+        native: bool = False,
+        messages: Communicator | None = None,
+    ) -> None:
         self._group = process_group
         self._is_gloo = type(process_group).__name__ == "ProcessGroupGloo"
+        self._messages = messages
         self.note = note
+        self.own = None if verbs is None else _known(verbs)
+        self.even = _known(even)
+        self.native = process_group if native else None
         self._all_gather, self._reduce_scatter, self._all_to_all = _torch.flat_verbs(process_group)
+        self._groups_messages = _torch.groups_messages(process_group)
 
     @staticmethod
     def reductions_of(transport: str) -> Mapping[str, frozenset[torch.dtype]]:
@@ -60,9 +84,19 @@ class ProcessGroupCommunicator(Communicator):
         return MappingProxyType(_REDUCTIONS.get(transport, {}))
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
+        if self._messages is not None and next(iter((*sends, *recvs))).tag < COLLECTIVE_TAG:
+            return self._messages.exchange(sends, recvs)
+        if self._groups_messages and len(sends) + len(recvs) > 1:
+            with _torch.grouped_messages(self._group) as works:
+                self._start(sends, recvs)
+            return works[0]
+        works = self._start(sends, recvs)
+        return works[0] if len(works) == 1 else Together(works)
+
+    def _start(self, sends: Sequence[Message], recvs: Sequence[Message]) -> list[Any]:
         works = [self._group.recv([recv.tensor], recv.peer, recv.tag) for recv in recvs]
         works += [self._group.send([send.tensor], send.peer, send.tag) for send in sends]
-        return works[0] if len(works) == 1 else Together(works)
+        return works
 
     def all_gather(self, output: torch.Tensor, input: torch.Tensor) -> Pending:
         return self._all_gather(output, input, _torch.AllgatherOptions())
@@ -106,6 +140,8 @@ class ProcessGroupCommunicator(Communicator):
         return self._group.scatter([output], inputs, options)
 
     def recv_any(self, tensor: torch.Tensor, tag: int) -> PendingFrom:
+        if self._messages is not None:
+            return self._messages.recv_any(tensor, tag)
         return _FromAny(self._group.recv_anysource([tensor], tag))
 
     def barrier(self) -> Pending:
@@ -119,9 +155,21 @@ class ProcessGroupCommunicator(Communicator):
                 never = self._group.recv([torch.empty(1, dtype=torch.uint8)], peer, _NEVER)
                 never.wait(timedelta(milliseconds=1))
         self._group.abort()
+        if self._messages is not None:
+            self._messages.abort()
 
     def close(self) -> None:
         self._group.shutdown()
+        if self._messages is not None:
+            self._messages.close()
+
+
+def _known(verbs: Iterable[str]) -> frozenset[str]:
+    """Return names of verbs as a set, a wrong one being an error."""
+    found = frozenset(verbs)
+    if strangers := sorted(verb for verb in found if not callable(getattr(Communicator, verb, None))):
+        raise ArgumentError(f"a communicator has no {', '.join(strangers)}; its verbs are methods of Communicator")
+    return found
 
 
 @final

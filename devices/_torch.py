@@ -72,6 +72,23 @@ def flat_verbs(group: Any) -> tuple[Callable[..., Any], Callable[..., Any], Call
     )
 
 
+def groups_messages(group: Any) -> bool:
+    """Return whether a native backend of torch's does sends and receives together that are grouped, as NCCL must."""
+    return bool(getattr(group, "supports_coalescing", False))
+
+
+@contextlib.contextmanager
+def grouped_messages(backend: Any) -> Iterator[list[dist.Work]]:
+    """Do the sends and receives that are started meanwhile together; yield a list that gets the work of them all."""
+    works: list[dist.Work] = []
+    backend._start_coalescing()
+    try:
+        yield works
+    finally:
+        # Also where one of them was refused: what was begun must be ended.
+        works.append(backend._end_coalescing())
+
+
 def resolve_group(name: str) -> dist.ProcessGroup:
     """Return the process group that torch registered under `name`."""
     return c10d._resolve_process_group(name)  # type: ignore[arg-type]

@@ -59,13 +59,17 @@ TABLE: dict[str, tuple[Lowering, ...]] = {
     "barrier": (Lowering(_EXCHANGE, by_exchange.barrier), Lowering(_GATHER, by_gather.barrier)),
 }
 
-_OWN = (*(verb for verb in TABLE if verb != "permute"), "exchange")
+_OWN = (*(verb for verb in TABLE if verb != "permute"), "exchange", "recv_any")
 
 
 def own_verbs(communicator: Communicator) -> frozenset[str]:
-    """Return the verbs that the communicator has of its own: those that its class overrides."""
-    kind = type(communicator)
-    return frozenset(verb for verb in _OWN if getattr(kind, verb) is not getattr(Communicator, verb))
+    """Return the verbs that the communicator has of its own: of those that its class overrides, what it says."""
+    kind, said = type(communicator), communicator.own
+    return frozenset(
+        verb
+        for verb in _OWN
+        if getattr(kind, verb) is not getattr(Communicator, verb) and (said is None or verb in said)
+    )
 
 
 def compose(communicator: Communicator) -> dict[str, Lowering]:

@@ -33,7 +33,8 @@ class Messages:
         self._size = group.size
         self._require = require
         self._flight = flight
-        self._is_there = communicator is not None and "exchange" in own_verbs(communicator)
+        own = own_verbs(communicator) if communicator is not None else frozenset()
+        self._is_there, self._has_any = "exchange" in own, "recv_any" in own
 
     def exchange(self, verb: str, sends: Sequence[Message], recvs: Sequence[Message], async_op: bool) -> Pending:
         """Do all together, of tensors of any dtype; `verb` is what the program called."""
@@ -66,7 +67,7 @@ class Messages:
         self._require.tag("recv_any", tag)
         if self._size == 1 or self._communicator is None or self._flight is None:
             raise self._require.wrong("recv_any", "there is no other rank to receive from")
-        if type(self._communicator).recv_any is Communicator.recv_any:
+        if not self._has_any:
             raise self._require.no_source(self._communicator)
         record = self._flight.begin_message("recv_any", tensor.dtype, tensor.numel(), -1)
         try:

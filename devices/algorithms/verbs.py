@@ -200,7 +200,8 @@ class Verbs:
     ) -> Pending:
         """Send `input_counts[i]` elements of `input` to rank i and fill `output` with `output_counts[i]` from it.
 
-        Unlike other counts, these differ by rank: what a rank sends to another, that one receives.
+        Unlike other counts, these differ by rank: what a rank sends to another, that one receives. Who passes none
+        says that all parts are equal on every rank, which the counts of one rank cannot tell.
         """
         verb = "all_to_all"
         self._require.open(verb, input.dtype)
@@ -216,8 +217,8 @@ class Verbs:
         if self._size == 1:
             return copy_alone(input, output)
         args = (as_bytes(output), as_bytes(input), scaled(received, output), scaled(sent, input))
-        record = self._begin(verb, input)
-        if verb in self._own:
+        record, is_even = self._begin(verb, input), output_counts is None and input_counts is None
+        if verb in self._own and (is_even or verb not in self._on.communicator.even):
             return self._runner.hand_on(record, self._on.communicator.all_to_all, args, async_op)
         return self._move(record, args, async_op)
 
