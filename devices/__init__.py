@@ -30,6 +30,7 @@ from devices._observer import Called, Ended, Observer
 if TYPE_CHECKING:
     from torch.distributed.tensor import Partial, Replicate, Shard
 
+    from devices import topology as topology
     from devices._collectives import (
         all_gather,
         all_reduce,
@@ -146,6 +147,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name, and torch where it needs it, when it is first asked for."""
+    if name == "topology":
+        return importlib.import_module("devices.topology")
     if name not in _LAZY:
         from devices.errors import did_you_mean
 

@@ -1,4 +1,5 @@
-"""What a plugin is asked, and its answers, checked: of a backend its probe and devices, of a plugin links and targets.
+"""What a plugin is asked, and its answers, checked: of a backend its probe, devices
+and topology, of a plugin links and targets.
 
 Each answer can go through JSON, for a plugin that is asked in a child process.
 """
@@ -11,11 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from devices._backend import Backend, Capabilities, Device, Link, Probe
 from devices._plugin import Loaded, shown, words
 from devices.errors import PluginError
+
+if TYPE_CHECKING:
+    from devices.topology.graph import Topology
 
 Links = dict[str, tuple[Link, ...]]
 """By the label of the device that they start at."""
@@ -83,6 +87,20 @@ def capabilities_of(backend: Backend, device: Device) -> Capabilities:
     return found
 
 
+def topology_of(backend: Backend) -> Topology | None:
+    """Return the graph of a present backend's devices; None if it knows of no more than their links."""
+    from devices.topology.graph import Topology
+
+    doing = "asking for its topology"
+    try:
+        found: object = backend.topology()
+    except _ANY as error:
+        raise _raised(doing, error) from error
+    if found is not None and not isinstance(found, Topology):
+        raise PluginError(f"{doing} gave {shown(found)}, which is no devices.topology.Topology")
+    return found
+
+
 def links_of_hook(plugin: Loaded) -> Links:
     """Return what the plugin's hook `devices_links` states."""
     doing = "its hook `devices_links`"
@@ -122,7 +140,7 @@ def targets_of(plugin: Loaded) -> list[dict[str, Any]]:
 
 # The same for a child process, which says what it is doing before it does it, in case that ends it.
 
-PROBE, DEVICES, LINKS, TARGETS = "probe", "devices", "links", "targets"
+PROBE, DEVICES, LINKS, TOPOLOGY, TARGETS = "probe", "devices", "links", "topology", "targets"
 
 Step = tuple[str, str, Callable[[], Any]]
 """The backend that it is about, "" for the plugin itself; what is being done, in words; and what gives the answer."""
@@ -137,6 +155,8 @@ def steps(plugin: Loaded, question: str) -> Iterator[Step]:
             yield backend.name, "listing its devices", partial(_devices_data, backend)
         elif question == LINKS:
             yield backend.name, "asking for the links of its devices", partial(_links_data, links_of_backend, backend)
+        elif question == TOPOLOGY:
+            yield backend.name, "asking for its topology", partial(_topology_data, backend)
     if question == LINKS and "devices_links" in plugin.hooks:
         yield "", "its hook `devices_links`", partial(_links_data, links_of_hook, plugin)
     if question == TARGETS and "devices_targets" in plugin.hooks:
@@ -151,6 +171,10 @@ def from_data(question: str, data: Any) -> Any:
         return tuple(Device(**device) for device in data)
     if question == LINKS:
         return {label: tuple(Link(**link) for link in links) for label, links in data.items()}
+    if question == TOPOLOGY and data is not None:
+        from devices.topology.files import from_data as from_table
+
+        return from_table(data)
     return data
 
 
@@ -164,6 +188,13 @@ def _devices_data(backend: Backend) -> list[dict[str, Any]]:
 
 def _links_data(ask: Callable[[Any], Links], whom: Any) -> dict[str, list[dict[str, Any]]]:
     return {label: [asdict(link) for link in links] for label, links in ask(whom).items()}
+
+
+def _topology_data(backend: Backend) -> dict[str, Any] | None:
+    from devices.topology.files import to_data
+
+    found = topology_of(backend)
+    return None if found is None else to_data(found)
 
 
 # A plugin's `sys.exit()` must not end the program. Ctrl-C is the user's.

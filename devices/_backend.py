@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from devices._store import Store
+    from devices.topology.graph import Topology
 
 INTERFACE_VERSION = 1
 """The version of the plugin interface that this file states; a backend declares the one it was written for."""
@@ -339,6 +340,14 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def capabilities(self, device: Device) -> Capabilities:
         """Return what `device` can do: equal for equal devices, whenever asked."""
+
+    def topology(self) -> Topology | None:
+        """Return the graph of this host's devices of this backend, switches included, as `devices.topology` has it.
+
+        A device's node is named as `str(device)` prints it. None, which a method that is not overridden returns, says
+        that no more is known than `Capabilities.links`; where there is a topology, those links are not added to it.
+        """
+        return None
 
     @abc.abstractmethod
     def open(self, group: Group) -> Communicator:

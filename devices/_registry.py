@@ -6,9 +6,9 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
-from devices._answers import DEVICES, LINKS, PROBE, TARGETS
+from devices._answers import DEVICES, LINKS, PROBE, TARGETS, TOPOLOGY, Links
 from devices._backend import Backend, Device, Link, Probe
 from devices._installed import allow_list, installed
 from devices._observer import Observer
@@ -16,6 +16,9 @@ from devices._plugin import shown, words
 from devices._roster import Facts, Plugin, Roster, again
 from devices._store import Store
 from devices.errors import BackendNotFoundError, BackendUnavailableError, DevicesError, PluginError, did_you_mean
+
+if TYPE_CHECKING:
+    from devices.topology.graph import Topology
 
 Meet = Callable[[], Store]
 """Returns the store that the ranks share, having waited for them if need be."""
@@ -177,14 +180,36 @@ def links() -> dict[str, tuple[Link, ...]]:
     return found
 
 
+def links_of(name: str) -> Links:
+    """Return the links that the capabilities of a present backend's devices state; none if it is broken."""
+    said = _asked(LINKS, name)
+    return {} if said is None or isinstance(said, PluginError) else said
+
+
+def links_of_plugins() -> Links:
+    """Return the links that plugins know of by their hook."""
+    found: Links = {}
+    for said in _of_plugins(LINKS, "devices_links").values():
+        for label, some in ({} if said is None or isinstance(said, PluginError) else said).items():
+            found[label] = (*found.get(label, ()), *some)
+    return found
+
+
+def topologies() -> dict[str, Topology | None]:
+    """Return the topology that each present backend knows of, by the backend's name; None for one that knows none."""
+    said = {name: _asked(TOPOLOGY, name) for name in _present(TOPOLOGY)}
+    return {name: None if isinstance(each, PluginError) else each for name, each in said.items()}
+
+
 def targets() -> dict[str, list[dict[str, Any]] | PluginError]:
     """Return what each plugin adds to the catalogue, by the plugin's name in words, not read yet."""
     return _of_plugins(TARGETS, "devices_targets")
 
 
 def link_errors() -> tuple[PluginError, ...]:
-    """Return why backends that are present and plugins that are whole do not say what links they know of."""
+    """Return why backends that are present and plugins that are whole do not say what links and graphs they know of."""
     said = [*(_asked(LINKS, name) for name in _present(LINKS)), *_of_plugins(LINKS, "devices_links").values()]
+    said += [_asked(TOPOLOGY, name) for name in _present(TOPOLOGY)]
     return tuple(each for each in said if isinstance(each, PluginError))
 
 

@@ -12,6 +12,7 @@ DevicesError
 ├── DtypeError (TypeError)                      a dtype that the op has no meaning for
 ├── TargetNotFoundError (LookupError)           the catalogue has no target, part or figure of that name
 ├── CatalogueError (ValueError)                 a file of the catalogue is wrong
+├── TopologyError (ValueError)                  a graph that contradicts itself, or lacks what a question needs
 ├── RankFailedError (RuntimeError)              a rank in a process of its own raised, died or did not finish
 └── CollectiveError (RuntimeError)              a verb failed on its way: a peer died or left
     ├── CollectiveTimeoutError (TimeoutError)   ... or did not come in time
@@ -87,6 +88,10 @@ class TargetNotFoundError(DevicesError, LookupError):
 
 class CatalogueError(DevicesError, ValueError):
     """A file of the catalogue is wrong; the message names the file, the table and the key."""
+
+
+class TopologyError(DevicesError, ValueError):
+    """A topology contradicts itself, is not connected, or lacks a figure that a question needs."""
 
 
 class CollectiveError(DevicesError, RuntimeError):

@@ -9,7 +9,7 @@ from source_files import CORE, PLUGINS, ROOT, attribute_chains, imports, module_
 # Each part of `devices` imports from its own row and from those above it.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("_store", "_backend", "_flight", "_flight_files", "_observer", "_work"),
+    ("topology.graph", "topology.files", "_store", "_backend", "_flight", "_flight_files", "_observer", "_work"),
     ("_hookspecs", "_plugin", "_answers", "_survey", "_installed", "_once_per_host", "_roster", "_registry", "_torch"),
     ("algorithms", "fabric", "topology", "catalogue", "_process_group"),
     ("domains",),
@@ -56,14 +56,16 @@ ORDER: tuple[tuple[str, ...], ...] = (
 )
 ROW = {part: row for row, parts in enumerate(ORDER) for part in parts}
 PUBLIC = {"devices", "devices.errors", "devices.testing"}
-# What of `devices` a plugin may read beside that, data and no code of ours: the names that each of them exports.
-DATA = {name: set(importlib.import_module(f"devices.{name}").__all__) for name in ("catalogue",)}
+# What of `devices` a plugin may read beside that, what is plain data in the main: the names that each of them exports.
+DATA = {name: set(importlib.import_module(f"devices.{name}").__all__) for name in ("catalogue", "topology")}
 
 
 def part_of(name: str) -> str | None:
     """Return the part of `devices` that a full name lies in; None for the package itself and what it exports."""
     parts = name.split(".")
-    return parts[1] if parts[0] == "devices" and len(parts) > 1 and parts[1] in ROW else None
+    if parts[0] != "devices":
+        return None
+    return next((part for part in (".".join(parts[1:3]), ".".join(parts[1:2])) if part in ROW), None)
 
 
 def at(path: Path, line: int) -> str:

@@ -1,0 +1,56 @@
+"""The machine as a graph: devices, switches and links, how fast a collective can be on it, and schedules that are.
+
+A `Topology` is plain data: discovered, built, or read from a file. Nothing here imports torch before it moves tensors.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from devices.topology.graph import Link, Node, Topology, both
+
+if TYPE_CHECKING:
+    from devices.topology.builders import fat_tree, machines, networked, rails, ring, switch, torus
+    from devices.topology.discovery import discover
+    from devices.topology.files import read, write
+
+_LAZY = {
+    **dict.fromkeys(
+        ("fat_tree", "machines", "networked", "rails", "ring", "switch", "torus"), "devices.topology.builders"
+    ),
+    "discover": "devices.topology.discovery",
+    **dict.fromkeys(("read", "write"), "devices.topology.files"),
+}
+
+__all__ = [
+    "Link",
+    "Node",
+    "Topology",
+    "both",
+    "discover",
+    "fat_tree",
+    "machines",
+    "networked",
+    "rails",
+    "read",
+    "ring",
+    "switch",
+    "torus",
+    "write",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _LAZY:
+        from devices.errors import did_you_mean
+
+        raise AttributeError(f"module 'devices.topology' has no attribute {name!r}{did_you_mean(name, __all__)}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
