@@ -1,0 +1,43 @@
+"""The CUDA backend: NVIDIA GPUs, found without a CUDA context; groups of ranks are carried by torch's NCCL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+from devices import Backend, Capabilities, Communicator, Device, Group, Probe, hookimpl
+
+
+@final
+class CudaBackend(Backend):
+    """NVIDIA GPUs, as NVML lists them and CUDA_VISIBLE_DEVICES leaves them."""
+
+    name = "cuda"
+    device_type = "cuda"
+    priority = 100
+    verified = "not run on hardware; finding GPUs was tested on records of machines and on what NVML says without one"
+
+    def probe(self) -> Probe:
+        from devices_cuda.presence import probe
+
+        return probe()
+
+    def devices(self) -> Sequence[Device]:
+        from devices_cuda.presence import devices
+
+        return devices()
+
+    def capabilities(self, device: Device) -> Capabilities:
+        from devices_cuda.abilities import capabilities
+
+        return capabilities(device)
+
+    def open(self, group: Group) -> Communicator:
+        from devices_cuda.group import open_group
+
+        return open_group(group)
+
+
+@hookimpl
+def devices_backend() -> Backend:
+    return CudaBackend()
