@@ -67,10 +67,10 @@ def test_doctor_shows_the_switches_that_are_set_and_what_auto_then_means(site: S
 
 
 def test_doctor_lists_a_backend_that_was_asked_for_and_is_not_there(site: Site) -> None:
-    _, report = site.doctor(DEVICES_BACKEND="cuda")
+    _, report = site.doctor(DEVICES_BACKEND="abacus")
     assert report["auto"]["backend"] is None
     assert report["problems"] == [report["auto"]["reason"]]
-    assert "DEVICES_BACKEND=cuda: no plugin provides a backend named 'cuda'" in report["problems"][0]
+    assert "DEVICES_BACKEND=abacus: no plugin provides a backend named 'abacus'" in report["problems"][0]
 
 
 def test_doctor_survives_a_torch_that_cannot_be_imported(site: Site) -> None:
