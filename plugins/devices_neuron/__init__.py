@@ -1,13 +1,30 @@
-"""The Neuron backend: AWS Trainium2 and Trainium3 by native TorchNeuron; older chips are found and named."""
+"""The Neuron backend: AWS Trainium2 and Trainium3 by native TorchNeuron; older chips are found and named.
+
+Nothing here imports torch_neuronx, or torch, before a group is opened or capabilities are asked for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from devices import Backend, Capabilities, Communicator, Device, Group, Probe, hookimpl
+from devices_neuron.cores import Core, SettingsError, usable_cores
+from devices_neuron.discover import discover
+from devices_neuron.machine import Absent, Machine
+from devices_neuron.software import Software, installed
+
+if TYPE_CHECKING:
+    from devices.topology import Topology
+
+_NOT_SUPPORTED = (
+    "native TorchNeuron runs on Trainium2 and Trainium3 only; these chips need torch-xla and Neuron SDK 2.31 or older, "
+    "the last that has it, and a plugin of their own for that"
+)
 
 
 @final
@@ -16,6 +33,8 @@ class NeuronBackend(Backend):
 
     Args:
         root: the folder that stands for "/", so that another machine's files can be read.
+        environment: the variables that say which cores this process may use; those of the process if None.
+        software: what is installed; what is installed here if None.
     """
 
     name = "neuron"
@@ -23,23 +42,96 @@ class NeuronBackend(Backend):
     priority = 200
     verified = "not run on hardware: written from AWS's documents, and tried on machines laid out as files"
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        environment: Mapping[str, str] | None = None,
+        software: Software | None = None,
+    ) -> None:
         self._root = root
+        self._environment: Mapping[str, str] = os.environ if environment is None else environment
+        self._given = software
+
+    @cached_property
+    def machine(self) -> Machine | Absent:
+        """What was found on the machine, looked for once."""
+        return discover(self._root)
 
     def probe(self) -> Probe:
-        if not list(self._root.glob("dev/neuron[0-9]*")):
-            return Probe(present=False, reason="no AWS Neuron device")
-        return Probe(present=False, reason="there are AWS Neuron devices, which this version does not read yet")
+        machine = self.machine
+        if isinstance(machine, Absent):
+            return Probe(present=False, reason=machine.reason)
+        if lack := self._lack(machine):
+            return Probe(present=False, reason=lack)
+        cores = self._cores()
+        many = f"{len(cores)} logical core{'s' if len(cores) > 1 else ''} at LNC {cores[0].lnc}"
+        told = [str(machine), many, *([f"driver {machine.driver}"] if machine.driver else [])]
+        wrong = f"; {len(machine.faults)} faults, of which `devices doctor` tells" if machine.faults else ""
+        return Probe(present=True, reason=", ".join(told) + wrong)
 
     def devices(self) -> Sequence[Device]:
-        return ()
+        machine = self.machine
+        if isinstance(machine, Absent) or self._lack(machine):
+            return ()
+        return tuple(
+            Device("neuron", "neuron", index, f"{machine.generation} at LNC {core.lnc}", core.memory, self._free(core))
+            for index, core in enumerate(self._cores())
+        )
 
     def capabilities(self, device: Device) -> Capabilities:
-        return Capabilities(dtypes=frozenset())
+        from devices_neuron.figures import capabilities_of
+
+        machine = self.machine
+        if isinstance(machine, Absent):
+            return Capabilities(dtypes=frozenset())
+        return capabilities_of(machine, self._cores(), device)
+
+    def topology(self) -> Topology | None:
+        from devices_neuron.graph import topology_of
+
+        machine = self.machine
+        if isinstance(machine, Absent) or self._lack(machine):
+            return None
+        return topology_of(machine, self._cores())
 
     def open(self, group: Group) -> Communicator:
         opened: Communicator = import_module("devices_neuron.group").open_group(group)
         return opened
+
+    def _cores(self) -> tuple[Core, ...]:
+        """Return the logical cores that this process may use; there is a machine, and its settings are right."""
+        machine = self.machine
+        assert isinstance(machine, Machine)
+        return usable_cores(machine, self._environment)
+
+    def _lack(self, machine: Machine) -> str | None:
+        """Return why the machine cannot be used by this process; None if it can."""
+        if not machine.generation.is_supported:
+            return f"{machine}: {_NOT_SUPPORTED}"
+        closed = [chip for chip in machine.chips if not chip.is_open]
+        if len(closed) == len(machine.chips):
+            first = self._root / f"dev/neuron{closed[0].index}"
+            if first.exists():
+                return f"{machine}: this user may not open /dev/neuron{closed[0].index}; let it read and write there"
+            return f"{machine}: /dev has no node of them; a container is given them by --device=/dev/neuron0, ..."
+        try:
+            cores = usable_cores(machine, self._environment)
+        except SettingsError as error:
+            return f"{machine}: {error}"
+        if not cores:
+            return f"{machine}: it has no logical core that this process may use"
+        lack = (installed() if self._given is None else self._given).lack
+        return f"{machine}: {lack}" if lack else None
+
+    def _free(self, core: Core) -> int | None:
+        from devices_neuron.sysfs import used_memory
+        from devices_neuron.tree import Tree
+
+        used = [used_memory(Tree(self._root), core.chip.index, each) for each in core.physical]
+        if core.memory is None or any(each is None for each in used):
+            return None
+        free = core.memory - sum(each or 0 for each in used)
+        return free if free >= 0 else None
 
 
 @hookimpl

@@ -8,8 +8,11 @@ import pytest
 from devices import catalogue
 from devices.errors import DevicesError, TargetNotFoundError
 
-CHIPS = ("h100", "trainium2", "trainium3")
-MACHINES = ("p5.48xlarge", "trainium3-gen1-machine", "trainium3-gen2-machine", "trn2.48xlarge")
+CHIPS = ("h100", "inferentia2", "trainium1", "trainium2", "trainium3")
+MACHINES = (
+    *("inf2.24xlarge", "inf2.48xlarge", "p5.48xlarge", "trainium3-gen1-machine", "trainium3-gen2-machine"),
+    *("trn1.32xlarge", "trn2.48xlarge"),
+)
 ULTRASERVERS = ("trainium2-ultraserver", "trainium3-ultraserver-gen1", "trainium3-ultraserver-gen2")
 
 

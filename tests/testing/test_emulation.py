@@ -84,7 +84,7 @@ LIMITS = [
     Limit("96 ranks", lambda limits: limits.whole_nodes and 96 % limits.ranks_per_node, lambda world: None,
           "not all the ranks of several nodes", 96),
     Limit("a group that is not symmetric", lambda limits: limits.symmetric_groups, _asymmetric, "not symmetric", 128),
-    Limit("17 groups", lambda limits: limits.max_groups == 16, _many_groups, "at most 16 groups"),
+    Limit("17 groups", lambda limits: limits.max_groups in (12, 16), _many_groups, "groups at once"),
     Limit("5 streams", lambda limits: limits.max_streams == 4, _many_streams, "run on 4 streams at once"),
     Limit("float64", lambda limits: "float64" not in limits.dtypes,
           lambda world: devices.all_gather(torch.ones(2, dtype=torch.float64)), "cannot be float64"),
@@ -131,6 +131,9 @@ def test_what_a_target_refuses_the_emulation_refuses(target: str, limit: Limit) 
     limits = catalogue.load(target).limits
     if legal_ranks(limits, limit.ranks) < limit.ranks:
         with pytest.raises(UnsupportedError, match="ranks are more than the"):
+            devices.testing.run(limit.program, ranks=limit.ranks, target=target)
+    elif not limit.has_it(limits) and limits.world_refusal(limit.ranks):
+        with pytest.raises(UnsupportedError, match="no legal number of ranks"):
             devices.testing.run(limit.program, ranks=limit.ranks, target=target)
     elif not limit.has_it(limits):
         if limit.error is not torch.OutOfMemoryError:
