@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from devices.topology.graph import Link, Node, Topology, both
 
 if TYPE_CHECKING:
+    from devices.topology.bounds import Bound, bound
     from devices.topology.builders import fat_tree, machines, networked, rails, ring, switch, torus
     from devices.topology.discovery import discover
     from devices.topology.files import read, write
 
 _LAZY = {
+    **dict.fromkeys(("Bound", "bound"), "devices.topology.bounds"),
     **dict.fromkeys(
         ("fat_tree", "machines", "networked", "rails", "ring", "switch", "torus"), "devices.topology.builders"
     ),
@@ -24,10 +26,12 @@ _LAZY = {
 }
 
 __all__ = [
+    "Bound",
     "Link",
     "Node",
     "Topology",
     "both",
+    "bound",
     "discover",
     "fat_tree",
     "machines",
