@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from devices.topology.builders import fat_tree, machines, networked, rails, ring, switch, torus
     from devices.topology.discovery import discover
     from devices.topology.files import read, write
+    from devices.topology.splitting import Split, shares
 
 _LAZY = {
     **dict.fromkeys(("Bound", "bound"), "devices.topology.bounds"),
@@ -23,12 +24,14 @@ _LAZY = {
     ),
     "discover": "devices.topology.discovery",
     **dict.fromkeys(("read", "write"), "devices.topology.files"),
+    **dict.fromkeys(("Split", "shares"), "devices.topology.splitting"),
 }
 
 __all__ = [
     "Bound",
     "Link",
     "Node",
+    "Split",
     "Topology",
     "both",
     "bound",
@@ -39,6 +42,7 @@ __all__ = [
     "rails",
     "read",
     "ring",
+    "shares",
     "switch",
     "torus",
     "write",
