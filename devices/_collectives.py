@@ -82,11 +82,11 @@ def all_reduce(
     if weight is not None:
         return weighted_mean(x, group, op, weight, out, async_op)
     if (
-        isinstance(x, Tensor)
+        out is None
+        and isinstance(x, Tensor)
         and type(x) in _PLAIN
         and (op, x.dtype) in MEANINGFUL
         and x.layout is _STRIDED
-        and out is None
         and not async_op
         and not _is_compiling()
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import signal
@@ -116,15 +117,45 @@ def messages() -> None:
             assert sorted(found) == list(range(1, n))
 
 
+def _all_reduced_by_one_of_three_ways(x: torch.Tensor, way: int) -> torch.Tensor:
+    if way == 0:
+        return devices.all_reduce(x)
+    if way == 1:
+        return devices.all_reduce(x, async_op=True).result()
+    return devices.all_reduce(x, out=x)
+
+
+def same_bits() -> list[str]:
+    """Return sums that depend on the order, of sizes that are reduced in different ways, as bits."""
+    with devices.init() as world:
+        found = []
+        for size in (1, 3, 1024, 1025, 4097, SMALL // 4):
+            for dtype in (torch.float32, torch.float64):
+                for turn in range(3):
+                    torch.manual_seed(world.rank)
+                    x = torch.randn(size, dtype=dtype) * 10.0**world.rank
+                    y = _all_reduced_by_one_of_three_ways(x, (world.rank + turn) % 3)
+                    found.append(hashlib.sha256(y.view(torch.uint8).numpy().tobytes()).hexdigest())
+        return found
+
+
 def fabric_memory() -> tuple[float, int]:
     with devices.init() as world:
         me, n = world.rank, world.size
-        for size in (SMALL, SMALL + 1, 1_000_003):
+        for size in (4096, 4097, SMALL // 4, SMALL // 4 + 1, SMALL, SMALL + 1, 1_000_003):
             x = devices.empty(size, fabric=True).copy_(of(me, size))
             _same(devices.all_reduce(x, out=x), torch.stack([of(rank, size) for rank in range(n)]).sum(0))
             # One rank's lies elsewhere.
             y = x.clone() if me == 1 else x
             _same(devices.all_reduce(y, out=y, op="max"), torch.stack([of(rank, size) for rank in range(n)]).sum(0))
+            for z in (x, x if me == 1 else x.clone()):
+                z.copy_(of(me, size))
+                _same(devices.all_reduce(z), torch.stack([of(rank, size) for rank in range(n)]).sum(0))
+                _same(z, of(me, size))
+                # Ranks may call it in different ways.
+                _same(
+                    _all_reduced_by_one_of_three_ways(z, me), torch.stack([of(rank, size) for rank in range(n)]).sum(0)
+                )
         placed = devices.place(torch.arange(12.0), world.mesh({"tp": -1}), tp=devices.Shard(0), fabric=True)
         _same(placed.to_local(), torch.arange(12.0).chunk(n)[me])
         _same(placed.full_tensor(), torch.arange(12.0))

@@ -36,6 +36,13 @@ def test_tensors_in_fabric_memory_are_reduced_where_they_lie_and_given_back() ->
         assert growth < 200_000_000, "20 tensors of 40 MB, one after the other, are not all kept"
 
 
+@pytest.mark.parametrize("size", [3, 5])
+def test_sums_have_the_same_bits_on_all_ranks_however_each_calls(size: int) -> None:
+    first, *others = ranks.run(size, cases.same_bits, timeout=120)
+    assert len(set(first)) == len(first) // 3, "and in every turn"
+    assert all(found == first for found in others)
+
+
 @pytest.mark.parametrize(
     ("act", "says"), [("dies", r"rank 1 \(process \d+\) died"), ("leaves", "rank 1 has closed the group")]
 )

@@ -87,9 +87,11 @@ class Agreement:
         """
         value = (self.number << BITS) | fingerprint(key)
         words = self._words
-        for index in self.others[self.number & 1]:
+        others = self.others[self.number & 1]
+        for index in others:
             if words[index] != value:
-                self._meet_late(value, key)
+                if not self._watch.see(words, others, value):
+                    self._meet_late(value, key)
                 break
         if words[0]:
             self._watch.check_others()

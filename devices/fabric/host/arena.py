@@ -20,7 +20,7 @@ import torch
 
 from devices._backend import Group
 from devices.errors import UnsupportedError
-from devices.fabric.host.arrays import Array
+from devices.fabric.host.arrays import Array, split
 from devices.fabric.host.layout import ARENA, ARENA_BYTES, PLACE
 from devices.fabric.host.peers import Process
 from devices.fabric.host.segment import Segment, find, make
@@ -40,7 +40,7 @@ class Arena:
         self._memory = mmap.mmap(self.descriptor, self.bytes, flags=mmap.MAP_SHARED | _NO_RESERVE)
         whole = np.frombuffer(self._memory, np.uint8)
         self.start = whole.ctypes.data
-        self._whole = whole
+        self.whole = whole
         self._free = [(0, self.bytes)]
         self._returned: deque[tuple[int, int]] = deque()
         self._lock = threading.Lock()
@@ -61,7 +61,7 @@ class Arena:
                 raise UnsupportedError(f"no room for {bytes} bytes in fabric memory, whose largest gap has {room}")
             offset, room = self._free[at]
             self._free[at : at + 1] = [(offset + length, room - length)] if room > length else []
-        array = self._whole[offset : offset + bytes]
+        array = self.whole[offset : offset + bytes]
         # What is still in use when the process ends is left to the very end.
         weakref.finalize(array, self._give_back, offset, length, os.getpid()).atexit = False
         return array
@@ -123,6 +123,7 @@ class Arenas:
         self._rank = group.rank
         self._controls = [segment.layout.control_word(rank) for rank in range(group.size)]
         self._processes = processes
+        self._known: dict[tuple[tuple[int, ...], int, object], list[Array]] = {}
 
     def place_of(self, tensor: torch.Tensor) -> int:
         """Return where in this rank's fabric memory a tensor lies, plus 1; 0 if it lies elsewhere."""
@@ -134,19 +135,38 @@ class Arenas:
             self._words[control + ARENA] = _mine.descriptor + 1
         return offset + 1
 
-    def all_at(self, parity: int, like: Array) -> list[Array] | None:
-        """Return all ranks' arrays of the call of that parity, this rank's being `like`; None if one lies elsewhere."""
-        places = [self._words[control + PLACE + parity] for control in self._controls]
-        if not all(places):
+    def hold_one(self, parity: int) -> bool:
+        """Return whether the tensor of any rank, in the call of that parity, lies in fabric memory."""
+        words = self._words
+        return any(words[control + PLACE + parity] for control in self._controls)
+
+    def parts_at(self, parity: int, like: Array) -> list[Array] | None:
+        """Return this rank's part of all ranks' arrays of the call of that parity, all of the size and dtype of `like`.
+
+        Returns:
+            None if one of the arrays lies elsewhere.
+        """
+        words = self._words
+        places = tuple(words[control + PLACE + parity] for control in self._controls)
+        if 0 in places:
             return None
-        arrays = []
-        for rank, place in enumerate(places):
-            if rank == self._rank:
-                arrays.append(like)
-                continue
-            start = place - 1
-            arrays.append(self._mapping(rank)[start : start + like.nbytes].view(like.dtype))
-        return arrays
+        key = places, like.size, like.dtype
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) > 1000:
+                self._known.clear()
+            arrays = [
+                self._memory_of(rank)[place - 1 : place - 1 + like.nbytes].view(like.dtype)
+                for rank, place in enumerate(places)
+            ]
+            self._known[key] = found = [split(array, len(places))[self._rank] for array in arrays]
+        return found
+
+    def _memory_of(self, rank: int) -> Array:
+        if rank == self._rank:
+            assert _mine is not None
+            return _mine.whole
+        return self._mapping(rank)
 
     def _mapping(self, rank: int) -> Array:
         control = self._controls[rank]

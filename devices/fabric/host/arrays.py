@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,14 @@ def tensor_of(array: Array, dtype: torch.dtype) -> torch.Tensor:
     return tensor.view(dtype) if tensor.dtype != dtype else tensor
 
 
+def split(array: Array, size: int) -> list[Array]:
+    """Return `size` parts of an array, as equal as whole cache lines allow."""
+    line = max(64 // array.dtype.itemsize, 1)
+    each = -(-array.size // size // line) * line if array.size >= size * line else -(-array.size // size)
+    return [array[at * each : (at + 1) * each] for at in range(size)]
+
+
+@cache
 def combine(op: str, dtype: torch.dtype) -> Combine:
     """Return what reduces arrays of a dtype that `arithmetic.LOCAL` has with `op`, as torch does."""
     if dtype is torch.bfloat16:

@@ -12,36 +12,23 @@ import torch
 
 from devices._backend import Asked, Communicator, Group, Message, Pending, PendingFrom
 from devices._store import Store
-from devices.algorithms.arithmetic import COMBINE
 from devices.algorithms.started import DONE
 from devices.errors import CollectiveError
 from devices.fabric.communicator import REDUCTIONS
 from devices.fabric.host import large, open_here
-from devices.fabric.host.agreement import BITS, Agreement, Key, fingerprint
+from devices.fabric.host.agreement import BITS, Agreement, Key
 from devices.fabric.host.arena import Arenas
-from devices.fabric.host.arrays import Array, array_of, combine, tensor_of
+from devices.fabric.host.arrays import Array, Combine, array_of, combine, tensor_of
 from devices.fabric.host.channels import Channels
-from devices.fabric.host.layout import PLACE, SMALL
+from devices.fabric.host.layout import DIRECT, PLACE, SMALL
 from devices.fabric.host.peers import Process
+from devices.fabric.host.plan import Plan
 from devices.fabric.host.recovery import Recovery
 from devices.fabric.host.rounds import Rounds
 from devices.fabric.host.segment import Segment
 from devices.fabric.host.watch import Watch
 
 Tensor = torch.Tensor
-
-
-@final
-class _Plan:
-    """An all_reduce of one op, dtype and small size: all that does not change from call to call."""
-
-    def __init__(self, key: Key, slots: Sequence[Sequence[Tensor]], rank: int) -> None:
-        self.key = key
-        self.fingerprint = fingerprint(key)
-        # By parity of the call.
-        self.slots = slots
-        self.mine = [each[rank] for each in slots]
-        self.op = COMBINE[key[3]]
 
 
 @final
@@ -74,15 +61,15 @@ class SharedMemoryCommunicator(Communicator):
         self._channels = Channels(segment, group, watch)
         self._arenas = Arenas(segment, group, processes)
         layout = segment.layout
-        self._slots: list[list[Array]] = [
-            [segment.bytes[(start := layout.slot(each, parity)) : start + SMALL] for each in range(group.size)]
-            for parity in (0, 1)
-        ]
+        # By parity of the call, a row for each rank.
+        slots = segment.bytes[layout.slot(0, 0) : layout.slot(group.size, 0)].reshape(group.size, 2, SMALL)
+        self._rows: list[Array] = [slots[:, parity] for parity in (0, 1)]
+        self._slots: list[list[Array]] = [list(rows) for rows in self._rows]
         table = group.size * group.size
         counts = segment.bytes[layout.counts : layout.counts + 4 * table * 8].view(np.uint64)
         self._counts = counts.reshape(2, 2, group.size, group.size)
-        self.anew = SMALL if group.size == 2 else -1
-        self._plans: dict[tuple[str, torch.dtype, int], _Plan] = {}
+        self.anew = SMALL
+        self._plans: dict[tuple[str, torch.dtype, int], Plan] = {}
         self._expected: dict[int, Key] = {}
         self._lock = threading.Lock()
         self._is_closed = self._has_ended = False
@@ -117,23 +104,35 @@ class SharedMemoryCommunicator(Communicator):
             return self._all_reduce(tensor, op)
         plan = self._plan(op, tensor.dtype, tensor.numel())
         with self._lock:
-            slots = self._exchanged(plan, tensor)
-            plan.op(slots[0], slots[1], out=tensor)
-            for slot in slots[2:]:
-                plan.op(tensor, slot, out=tensor)
+            parity = self._exchange(plan, tensor, self._arenas.place_of(tensor) if plan.is_long else 0)
+            if plan.is_long and self._arenas.hold_one(parity):
+                self._reduce_large(plan.key, array_of(tensor), combine(op, tensor.dtype))
+            else:
+                plan.reduce_into(parity, tensor)
         return DONE
 
     def all_reduced(self, tensor: Tensor, op: str) -> Tensor:
         plan = self._plan(op, tensor.dtype, tensor.numel())
         with self._lock:
-            slots = self._exchanged(plan, tensor)
-            return plan.op(slots[0], slots[1])
+            # Where the result is another tensor, peers must not write into this one, wherever it lies.
+            parity = self._exchange(plan, tensor, 0)
+            if plan.is_long and self._arenas.hold_one(parity):
+                tensor = tensor.clone()
+                self._reduce_large(plan.key, array_of(tensor), combine(op, tensor.dtype))
+                return tensor
+            return plan.reduced(parity, tensor)
 
-    def _exchanged(self, plan: _Plan, tensor: Tensor) -> Sequence[Tensor]:
-        """Come to a small all_reduce, wait for the others, and return what each rank gives."""
+    def _exchange(self, plan: Plan, tensor: Tensor, place: int) -> int:
+        """Come to a small all_reduce, wait for the others, and return whether it is an odd call.
+
+        `place` is where in fabric memory the tensor is to be reduced; 0 gives a copy of it.
+        """
         parity = self._begin()
-        plan.mine[parity].copy_(tensor)
         agreement, words = self._agreement, self._words
+        if plan.is_long:
+            words[self._place + parity] = place
+        if not place:
+            plan.mine[parity].copy_(tensor)
         words[agreement.mine + parity] = value = (agreement.number << BITS) | plan.fingerprint
         for index in agreement.others[parity]:
             if words[index] != value:
@@ -142,7 +141,7 @@ class SharedMemoryCommunicator(Communicator):
         else:
             if words[0]:
                 self._watch.check_others()
-        return plan.slots[parity]
+        return parity
 
     def _begin(self) -> int:
         """Begin a call; return whether it is an odd one."""
@@ -152,40 +151,44 @@ class SharedMemoryCommunicator(Communicator):
         agreement.number = number = agreement.number + 1
         return number & 1
 
-    def _plan(self, op: str, dtype: torch.dtype, size: int) -> _Plan:
+    def _plan(self, op: str, dtype: torch.dtype, size: int) -> Plan:
         found = self._plans.get((op, dtype, size))
         return found if found is not None else self._new_plan(op, dtype, size)
 
-    def _new_plan(self, op: str, dtype: torch.dtype, size: int) -> _Plan:
+    def _new_plan(self, op: str, dtype: torch.dtype, size: int) -> Plan:
         if len(self._plans) > 1000:
             self._plans.clear()
         key = "all_reduce", _name(dtype), size, op, -1, ()
         # A plan outlives the mode that it is made in.
         with torch.inference_mode(False):
-            width = dtype.itemsize
-            slots = [[torch.from_numpy(slot[: size * width]).view(dtype) for slot in slots] for slots in self._slots]
-            self._plans[op, dtype, size] = plan = _Plan(key, slots, self._rank)
+            slots = [tensor_of(rows[:, : size * dtype.itemsize], dtype) for rows in self._rows]
+            self._plans[op, dtype, size] = plan = Plan(key, slots, self._rank)
         return plan
 
     def _all_reduce(self, tensor: Tensor, op: str) -> Pending:
         key = self._key("all_reduce", tensor, tensor.numel(), op)
         array, reduce = array_of(tensor), combine(op, tensor.dtype)
         with self._lock:
-            if array.nbytes <= SMALL:
-                # By torch's own functions, as where it is done at the least cost: the bits are the same on all ranks.
-                first, *others = [tensor_of(slot, tensor.dtype) for slot in self._meet(key, array)]
-                for other in others:
-                    first = COMBINE[op](first, other)
-                array[...] = array_of(first)
-                return DONE
-            self._words[self._place + (self._agreement.number + 1 & 1)] = self._arenas.place_of(tensor)
-            self._meet(key)
-            about = self._about(key)
-            if (arrays := self._arenas.all_at(self._agreement.number & 1, array)) is not None:
-                large.all_reduce_in_place(self._rounds, self._rank, arrays, reduce, about)
+            parity = self._agreement.number + 1 & 1
+            is_small, is_long = array.nbytes <= SMALL, array.nbytes > DIRECT
+            place = self._arenas.place_of(tensor) if is_long else 0
+            if is_long:
+                self._words[self._place + parity] = place
+            self._meet(key, array if is_small and not place else None)
+            if is_small and not (is_long and self._arenas.hold_one(parity)):
+                plan = self._plan(op, tensor.dtype, tensor.numel())
+                array[...] = array_of(plan.reduced(parity, tensor))
             else:
-                large.all_reduce(self._rounds, self._rank, array, reduce, self._size, about)
+                self._reduce_large(key, array, reduce)
         return DONE
+
+    def _reduce_large(self, key: Key, array: Array, reduce: Combine) -> None:
+        """Reduce `array` in place, all ranks having come to the call and said where theirs lie."""
+        about = self._about(key)
+        if (parts := self._arenas.parts_at(self._agreement.number & 1, array)) is not None:
+            large.all_reduce_in_place(self._rounds, self._rank, parts, reduce, about)
+        else:
+            large.all_reduce(self._rounds, self._rank, array, reduce, self._size, about)
 
     def reduce(self, tensor: Tensor, dst: int, op: str) -> Pending:
         key = self._key("reduce", tensor, tensor.numel(), op, dst)

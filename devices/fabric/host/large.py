@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from devices.fabric.host.arrays import Array, Combine
+from devices.fabric.host.arrays import Array, Combine, split
 from devices.fabric.host.layout import BUFFER
 from devices.fabric.host.rounds import Rounds
 
@@ -38,7 +38,7 @@ def all_reduce(rounds: Rounds, rank: int, array: Array, op: Combine, size: int, 
     wants = dst in (-1, rank)
     before: list[Array] = []
     for start in range(0, array.size, part * size):
-        piece = _split(array[start : start + part * size], size)
+        piece = split(array[start : start + part * size], size)
         mine = rounds.following()[rank].view(array.dtype)
         for peer in others:
             np.copyto(mine[peer * part : peer * part + piece[peer].size], piece[peer])
@@ -60,16 +60,21 @@ def all_reduce(rounds: Rounds, rank: int, array: Array, op: Combine, size: int, 
             np.copyto(before[peer], buffers[peer][peer * part : peer * part + before[peer].size])
 
 
-def all_reduce_in_place(rounds: Rounds, rank: int, arrays: Sequence[Array], op: Combine, about: About) -> None:
-    """Reduce arrays that all ranks reach, each reducing one part where it lies and writing it to all.
+def all_reduce_in_place(rounds: Rounds, rank: int, parts: Sequence[Array], op: Combine, about: About) -> None:
+    """Reduce arrays that all ranks reach, each rank one part of them where it lies, writing it to all.
 
     A part is read and written by its rank alone, and written to the others while it is in the cache.
+
+    Args:
+        rounds: this rank's.
+        rank: this rank.
+        parts: its part of each rank's array.
+        op: how.
+        about: what the call is, for errors.
     """
-    size = len(arrays)
-    parts = [_split(array, size)[rank] for array in arrays]
     own = parts[rank]
     for start in range(0, own.size, block := BLOCK // own.dtype.itemsize):
-        places = [part[start : start + block] for part in parts]
+        places = parts if own.size <= block else [part[start : start + block] for part in parts]
         target = places[rank]
         # Ranks are added up in their order, and this one's data is where the sum goes.
         result = target if rank < 2 else rounds.following()[rank].view(own.dtype)[: target.size]
@@ -171,13 +176,6 @@ def reduce_all(inputs: Sequence[Array], op: Combine, out: Array) -> None:
     op(inputs[0], inputs[1], out)
     for each in inputs[2:]:
         op(out, each, out)
-
-
-def _split(piece: Array, size: int) -> list[Array]:
-    """Return `size` parts of a piece, as equal as whole cache lines allow."""
-    line = max(64 // piece.dtype.itemsize, 1)
-    each = -(-piece.size // size // line) * line if piece.size >= size * line else -(-piece.size // size)
-    return [piece[at * each : (at + 1) * each] for at in range(size)]
 
 
 def _parts(array: Array, counts: Sequence[int]) -> list[Array]:

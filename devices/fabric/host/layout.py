@@ -11,6 +11,9 @@ SMALL = 1 << 16
 One step beats two below 64 to 128 KiB (measured on 2 cores, see docs/measured.md).
 """
 
+DIRECT = 1 << 14
+"""Of more bytes than these an all_reduce of tensors in fabric memory is done where they lie."""
+
 LINE = 64
 """A cache line of x86-64. What one rank alone writes has lines of its own."""
 

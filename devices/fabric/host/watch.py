@@ -18,6 +18,9 @@ from devices.fabric.host.segment import Segment
 YIELDING = 0.001
 """For so many seconds a rank gives its core away and looks again; then it sleeps between two looks."""
 
+LOOKS = 200
+"""So many times a rank gives its core away before it looks at the clock."""
+
 NAP = 50e-6
 LONG_NAP = 0.001
 
@@ -58,6 +61,25 @@ class Watch:
         """Says what a rank called last."""
         self.number: Callable[[], int] = lambda: 0
         """Says which collective call of the group this rank is in."""
+
+    def see(self, words: memoryview, indices: Sequence[int], value: int) -> bool:
+        """Give the core away a few times while a word is not yet `value`; return whether all are in the end.
+
+        This is the wait of ranks that come at about the same time, at the least cost.
+        """
+        if threading.get_ident() != self._main:
+            return False
+        spins, left = self.spins, LOOKS
+        for index in indices:
+            while words[index] != value:
+                if spins:
+                    spins -= 1
+                    continue
+                if not left:
+                    return False
+                left -= 1
+                _sched_yield()
+        return True
 
     def until(
         self,
