@@ -18,8 +18,7 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 
-from devices import _observing, _registry, _torch
-from devices._backend import Group
+from devices import _observing, _torch
 from devices._c10d_arguments import (
     SUM,
     SUMMED,
@@ -39,13 +38,11 @@ from devices._c10d_arguments import (
     unpack_columns,
 )
 from devices._c10d_work import DONE, DoneWork, PendingWork, Started
+from devices._lanes import Lanes
 from devices._monitored_barrier import monitored_barrier
-from devices._open import open_verbs
-from devices._store import Store
 from devices.algorithms.arithmetic import check_reduction
 from devices.algorithms.observed import AnyVerbs
-from devices.algorithms.verbs import Verbs
-from devices.errors import ArgumentError, UnsupportedError, WorldError
+from devices.errors import UnsupportedError
 
 
 @final
@@ -53,59 +50,31 @@ class DevicesGroup(dist.ProcessGroup):
     """A process group whose verbs are those of the backend that fits each tensor's device.
 
     Args:
-        group: the members, seen from this rank; its device is that of the chosen backend.
-        choice: the backend that was chosen, and why.
+        lanes: the group's.
     """
 
     # What torch asks of the native backend inside a group of its own; here the group answers for itself.
     supports_splitting = supports_coalescing = supports_time_estimate = False
 
-    def __init__(self, group: Group, choice: _registry.Choice) -> None:
+    def __init__(self, lanes: Lanes) -> None:
+        group = lanes.group
         # The constructor with a store, the only one declared, makes no object that Python may subclass.
         super().__init__(group.rank, group.size)  # type: ignore[call-arg]
+        self.lanes = lanes
         self.group = group
-        self.choice = choice
         self._name = group.name
         self._description = "undefined"
-        self._is_closed = False
         self._is_alone = group.size == 1
         self._coalesced: list[dist.Work] | None = None
         self._monitored = itertools.count()
-        observer = _observing.observer()
-        if observer is not None:
-            observer.opening(group, is_world=not dist.is_initialized())
-        self._verbs: dict[str, Verbs] = {group.device.type: open_verbs(choice.backend, group)}
+        self._verbs = lanes.opened
 
     def verbs_on(self, device_type: str, *, is_ours: bool = False) -> AnyVerbs:
         """Return the verbs over tensors on devices of that type, for torch's calls or for ours."""
         verbs = self._verbs.get(device_type)
         if verbs is None:
-            verbs = self._open_lane(device_type)
+            verbs = self.lanes.open(device_type)
         return _observing.observed(verbs, is_ours=is_ours) if _observing.is_on else verbs
-
-    @property
-    def note(self) -> str:
-        """What carries the group, in words; "" where its backend says nothing."""
-        return self._verbs[self.group.device.type].note
-
-    def survivors(self) -> tuple[tuple[int, ...], Store]:
-        """Return the ranks of the group that are still there after an error, and a store that they share."""
-        return self._verbs[self.group.device.type].survivors()
-
-    def _open_lane(self, device_type: str) -> Verbs:
-        """Open the CPU path of an accelerator's group when its first CPU tensor comes, on every rank alike."""
-        group = self.group
-        if device_type != "cpu":
-            raise ArgumentError(
-                f"rank {group.rank} of {group.size}: the tensor is on {device_type!r}, but group {self._name!r} is of "
-                f"backend {self.choice.backend.name!r} on {group.device.type!r}; move the tensor there"
-            )
-        if self._is_closed:
-            raise WorldError(f"{group}: the group is closed")
-        backend = _registry.of_device_type("cpu")
-        lane = Group(group.ranks, group.rank, backend.devices()[0], group.store, group.timeout, f"{group.name}/cpu")
-        self._verbs["cpu"] = open_verbs(backend, lane)
-        return self._verbs["cpu"]
 
     # What torch asks a group about itself, from Python by some of these names and from C++ by others.
 
@@ -156,16 +125,12 @@ class DevicesGroup(dist.ProcessGroup):
         return 0
 
     def abort(self) -> None:
-        for verbs in self._verbs.values():
-            verbs.abort()
+        self.lanes.abort()
 
     def shutdown(self) -> None:
         """Close the group; whatever is called after that is an error."""
-        if not self._is_closed and (observer := _observing.observer()) is not None:
-            observer.closed(self.group)
-        self._is_closed, self._is_alone = True, False
-        for verbs in self._verbs.values():
-            verbs.close()
+        self._is_alone = False
+        self.lanes.close()
 
     def _start_coalescing(self, device: torch.device) -> None:
         self._coalesced = []

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from devices import _observing, _registry, _torch
 from devices._backend import Group
 from devices._c10d import DevicesGroup
+from devices._lanes import Lanes, lanes_of, native_group
 from devices._launch import launch
 from devices._open import my_device
 from devices._roll_call import open_together
@@ -19,7 +20,7 @@ from devices._store import Store
 from devices.errors import UnsupportedError
 
 
-def create_process_group(options: Any, choice: object = None) -> DevicesGroup:
+def create_process_group(options: Any, choice: object = None) -> dist.ProcessGroup:
     """Open a group for torch, which calls this on every member.
 
     Args:
@@ -35,14 +36,14 @@ def create_process_group(options: Any, choice: object = None) -> DevicesGroup:
         _meet(options, rank, ranks)
     if isinstance(choice, _registry.Choice):
         chosen = choice
-    elif isinstance(world, DevicesGroup):
-        chosen = world.choice
+    elif (lanes := lanes_of(world)) is not None:
+        chosen = lanes.choice
     elif told := launch():
         chosen = told.choice
     else:
         chosen = _registry.choose("auto", lambda: Store(options.store))
     if os.environ.get("DEVICES_NO_PICKLE") == "1":
-        _torch.refuse_object_collectives(lambda group: isinstance(group, DevicesGroup), _pickle_refused)
+        _torch.refuse_object_collectives(lambda group: lanes_of(group) is not None, _pickle_refused)
     device = my_device(chosen.backend)
     gone = None
     if world is not None and launch() is None:
@@ -54,7 +55,8 @@ def create_process_group(options: Any, choice: object = None) -> DevicesGroup:
     prefix = f"devices/{members}/{options.store.add(openings, 1)}"
     try:
         store = Store(dist.PrefixStore(prefix, options.store), gone)
-        return DevicesGroup(Group(ranks, rank, device, store, options.timeout, options.group_id), chosen)
+        lanes = Lanes(Group(ranks, rank, device, store, options.timeout, options.group_id), chosen)
+        return DevicesGroup(lanes) if lanes.native is None else native_group(lanes)
     except BaseException:
         # Another try of this rank alone must meet the others' first.
         options.store.add(openings, -1)

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from devices import _observing
 from devices._backend import Capabilities, Device, Group
 from devices._c10d import DevicesGroup
+from devices._lanes import lanes_of, native_verbs
 from devices._process_group import ProcessGroupCommunicator
 from devices._store import Store
 from devices.algorithms.observed import AnyVerbs
@@ -80,8 +81,8 @@ def verbs_over(group: GroupLike, like: torch.Tensor) -> AnyVerbs:
 def own_verbs(group: GroupLike) -> AnyVerbs:
     """Return the verbs of `group` for tensors on the kind of device that the group is of."""
     found = process_group(group)
-    if isinstance(found, DevicesGroup):
-        return found.verbs_on(found.group.device.type, is_ours=True)
+    if (lanes := lanes_of(found)) is not None:
+        return _verbs_on(found, lanes.group.device.type)
     accelerator = torch.accelerator.current_accelerator()
     has_own = accelerator is not None and _transports(found).get(accelerator.type, "gloo") != "gloo"
     return _verbs_on(found, accelerator.type if accelerator is not None and has_own else "cpu")
@@ -90,6 +91,8 @@ def own_verbs(group: GroupLike) -> AnyVerbs:
 def _verbs_on(group: dist.ProcessGroup, kind: str) -> AnyVerbs:
     if isinstance(group, DevicesGroup):
         return group.verbs_on(kind, is_ours=True)
+    if (native := native_verbs(group, kind)) is not None:
+        return native
     by_kind = _adopted.get(group, {}) if _is_open(group) else {}
     verbs = by_kind.get(kind) or _adopt(group, kind)
     return _observing.observed(verbs, is_ours=True) if _observing.is_on else verbs

@@ -13,7 +13,7 @@ from typing import Any, final
 
 import torch
 
-from devices import _torch
+from devices import _torch, _torch_groups
 from devices._backend import Communicator, Message, Pending, PendingFrom
 from devices._work import Together
 from devices.algorithms.executor import COLLECTIVE_TAG
@@ -76,7 +76,7 @@ class ProcessGroupCommunicator(Communicator):
         self.even = _known(even)
         self.native = process_group if native else None
         self._all_gather, self._reduce_scatter, self._all_to_all = _torch.flat_verbs(process_group)
-        self._groups_messages = _torch.groups_messages(process_group)
+        self._groups_messages = _torch_groups.groups_messages(process_group)
 
     @staticmethod
     def reductions_of(transport: str) -> Mapping[str, frozenset[torch.dtype]]:
@@ -87,7 +87,7 @@ class ProcessGroupCommunicator(Communicator):
         if self._messages is not None and next(iter((*sends, *recvs))).tag < COLLECTIVE_TAG:
             return self._messages.exchange(sends, recvs)
         if self._groups_messages and len(sends) + len(recvs) > 1:
-            with _torch.grouped_messages(self._group) as works:
+            with _torch_groups.grouped_messages(self._group) as works:
                 self._start(sends, recvs)
             return works[0]
         works = self._start(sends, recvs)

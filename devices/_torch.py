@@ -1,6 +1,7 @@
-"""Every private name of torch that `devices` uses, in one place; tried on torch 2.11, 2.13 and 2.14, on the CPU.
+"""The private names of torch that `devices` uses, in one place; tried on torch 2.11, 2.13 and 2.14, on the CPU.
 
-When a new torch moves one of these, this is the only file to mend.
+Those for a vendor's own process group are in `devices._torch_groups`. When a new torch moves one, these are the files
+to mend.
 """
 
 from __future__ import annotations
@@ -70,23 +71,6 @@ def flat_verbs(group: Any) -> tuple[Callable[..., Any], Callable[..., Any], Call
         getattr(group, "reduce_scatter_single", None) or group._reduce_scatter_base,
         getattr(group, "all_to_all_single", None) or group.alltoall_base,
     )
-
-
-def groups_messages(group: Any) -> bool:
-    """Return whether a native backend of torch's does sends and receives together that are grouped, as NCCL must."""
-    return bool(getattr(group, "supports_coalescing", False))
-
-
-@contextlib.contextmanager
-def grouped_messages(backend: Any) -> Iterator[list[dist.Work]]:
-    """Do the sends and receives that are started meanwhile together; yield a list that gets the work of them all."""
-    works: list[dist.Work] = []
-    backend._start_coalescing()
-    try:
-        yield works
-    finally:
-        # Also where one of them was refused: what was begun must be ended.
-        works.append(backend._end_coalescing())
 
 
 def resolve_group(name: str) -> dist.ProcessGroup:

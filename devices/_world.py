@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from devices import _autoload, _observing, _registry
-from devices._c10d import DevicesGroup
+from devices._lanes import close_destroyed, lanes_of, native_lanes
 from devices._launch import launch
 from devices._mesh import mesh_shape
 from devices._open import my_device
@@ -102,12 +102,13 @@ class World:
         """
         self._check_open()
         group = _default_group()
-        if not isinstance(group, DevicesGroup) or not self._owns_group:
+        lanes = lanes_of(group)
+        if lanes is None or not self._owns_group:
             raise UnsupportedError(
                 f"rank {self.rank} of {self.size}: a process group that was adopted is not recovered"
             )
-        ranks, store = group.survivors()
-        timeout = group.group.timeout
+        ranks, store = lanes.survivors()
+        timeout = lanes.group.timeout
         with contextlib.suppress(CollectiveError):
             # What was under way in its groups is lost, and known to be.
             self.close()
@@ -119,8 +120,8 @@ class World:
 
     def explain(self) -> str:
         """Return which backend was chosen and why, how the ranks found each other, and what carries their messages."""
-        group = _default_group() if self._is_open else None
-        carried = f"; {group.note}" if isinstance(group, DevicesGroup) and group.note else ""
+        lanes = lanes_of(_default_group()) if self._is_open else None
+        carried = f"; {lanes.note}" if lanes is not None and lanes.note else ""
         return f"{self._choice}\nrank {self.rank} of {self.size} on {self.device}: {self._note}{carried}"
 
     @property
@@ -139,6 +140,10 @@ class World:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if error is not None:
             open_here.tell(error)
+            if self._is_open and self._owns_group:
+                # To close a vendor's group is to wait for what is under way in it.
+                for _, lanes in native_lanes():
+                    lanes.abort()
         self.close()
 
     def __repr__(self) -> str:
@@ -195,6 +200,7 @@ def _destroy_all() -> None:
         except DevicesError as error:
             # It is closed now, and does not raise again.
             first = first or error
+    close_destroyed()
     if first is not None:
         raise first
 
@@ -281,15 +287,15 @@ def _adopt(asked: str) -> World:
     """Return a world over the process group that torch has already."""
     group = _default_group()
     choice = told.choice if (told := launch()) else _registry.choose(asked, lambda: Store(group.get_group_store()))
-    if isinstance(group, DevicesGroup):
-        if asked not in ("auto", group.choice.backend.name) and launch() is None:
+    if (lanes := lanes_of(group)) is not None:
+        if asked not in ("auto", lanes.choice.backend.name) and launch() is None:
             raise WorldError(
-                f"torch's process group is of backend {group.choice.backend.name!r}, but {asked!r} was asked for; "
+                f"torch's process group is of backend {lanes.choice.backend.name!r}, but {asked!r} was asked for; "
                 "call devices.init() first, or ask for 'auto'"
             )
         return World(
-            group.choice,
-            group.group.device,
+            lanes.choice,
+            lanes.group.device,
             owns_group=False,
             note=f"torch's process group was adopted; {authentication()}",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import torch
 
@@ -369,6 +369,11 @@ class Verbs:
     def note(self) -> str:
         """What carries the group, in words."""
         return "" if self._communicator is None else self._communicator.note
+
+    @property
+    def native(self) -> Any:
+        """Torch's own backend that carries the group; None where there is none."""
+        return None if self._communicator is None else self._communicator.native
 
     def survivors(self) -> tuple[tuple[int, ...], Store]:
         """Return the ranks of the group that are still there after an error, and a store that they share."""

@@ -139,13 +139,16 @@ def closing_alone(world: devices.World) -> None:
 def communicators_ended_twice(world: devices.World) -> None:
     import dataclasses
 
-    group: Any = dist.group.WORLD
-    rank, size = group.group.rank, group.group.size
+    # A vendor's own group is one of torch's, whose lanes are kept beside it.
+    from devices._lanes import lanes_of
+
+    lanes: Any = lanes_of(dist.group.WORLD)
+    rank, size = world.rank, world.size
     for order in (("close", "close"), ("abort", "abort", "close", "close"), ("close", "abort")):
         # As the world itself opens it, but with nothing of ours around it.
         name = "-".join(order)
-        store = devices.Store(dist.PrefixStore(name, group.get_group_store()))
-        communicator = group.choice.backend.open(dataclasses.replace(group.group, store=store, name=name))
+        store = devices.Store(dist.PrefixStore(name, lanes.group.store.torch))
+        communicator = lanes.choice.backend.open(dataclasses.replace(lanes.group, store=store, name=name))
         input = torch.full((3,), rank, dtype=torch.uint8, device=world.device)
         output = torch.empty(3 * size, dtype=torch.uint8, device=world.device)
         try:

@@ -1,0 +1,66 @@
+"""A plugin whose groups are carried by a process group of torch's own that is written in C++: gloo, for CPU tensors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from throwaway_plugins import Site
+
+from devices import _registry
+
+PLUGIN = """
+from devices import Backend, Capabilities, Device, Probe, hookimpl
+
+DTYPES = (
+    "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "complex64", "complex128", "int8", "int16", "int32",
+    "int64", "uint8", "bool",
+)
+
+
+class Native(Backend):
+    name = "native"
+    device_type = "cpu"
+    priority = None
+
+    def probe(self):
+        return Probe(True, "for a test")
+
+    def devices(self):
+        return (Device("native", "cpu", 0),)
+
+    def capabilities(self, device):
+        import torch
+
+        from devices import ProcessGroupCommunicator
+
+        dtypes = frozenset(getattr(torch, name) for name in DTYPES)
+        return Capabilities(dtypes, ProcessGroupCommunicator.reductions_of("gloo"))
+
+    def open(self, group):
+        from torch.distributed import ProcessGroupGloo
+
+        from devices import ProcessGroupCommunicator
+
+        gloo = ProcessGroupGloo(group.store.torch, group.rank, group.size, group.timeout)
+        return ProcessGroupCommunicator(gloo, "the vendor's", native=True)
+
+
+@hookimpl
+def devices_backend():
+    return Native()
+"""
+
+ENVIRONMENT = {"DEVICES_BACKEND": "native"}
+"""What makes "auto" the plugin."""
+
+
+def install(folder: Path) -> None:
+    """Write the plugin into `folder`."""
+    Site(folder).add("native", PLUGIN)
+
+
+def find(folder: str) -> None:
+    """Let this process find the plugins in `folder`."""
+    sys.path.insert(0, folder)
+    _registry.reset()
