@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from devices import Backend, Capabilities, Communicator, Device, Group, Probe, hookimpl
+
+if TYPE_CHECKING:
+    from devices.topology import Topology
 
 
 @final
@@ -31,6 +34,11 @@ class CudaBackend(Backend):
         from devices_cuda.abilities import capabilities
 
         return capabilities(device)
+
+    def topology(self) -> Topology | None:
+        from devices_cuda.presence import topology_of_this_host
+
+        return topology_of_this_host()
 
     def open(self, group: Group) -> Communicator:
         from devices_cuda.group import open_group

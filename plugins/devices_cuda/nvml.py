@@ -25,6 +25,7 @@ from devices_cuda.machine import (
     NvLink,
     Pair,
 )
+from devices_cuda.record import MAX_GPUS, RecordError
 from devices_cuda.sysfs import Sysfs
 
 # NVML's codes. They are part of its binary interface and never change; an older nvidia-ml-py lacks the newest names.
@@ -33,6 +34,7 @@ _REMOTES = {0x00: "gpu", 0x01: "npu", 0x02: "switch", 0xFF: "unknown"}
 _ANCESTORS = dict(zip((0, 10, 20, 30, 40, 50), ANCESTORS, strict=True))
 _READ, _WRITE, _OVER_NVLINK = 0, 1, 2  # nvidia-ml-py has a tuple for the first of these
 _P2P_OK, _P2P_UNKNOWN = 0, 6
+_UP = 1  # NVML_FEATURE_ENABLED
 _HEALTH = {1: "healthy", 2: "unhealthy", 3: "limited capacity"}
 _INVALID_ARGUMENT, _NOT_SUPPORTED, _FUNCTION_NOT_FOUND, _ARGUMENT_VERSION_MISMATCH = 2, 3, 13, 25
 _OLDER_DRIVER = (_FUNCTION_NOT_FOUND, _ARGUMENT_VERSION_MISMATCH, _INVALID_ARGUMENT)
@@ -52,9 +54,12 @@ def collect(nvml: Any, sysfs: Sysfs | None = None, *, links: bool = True) -> Mac
 
     Raises:
         NVMLError: it cannot even say how many GPUs there are.
+        RecordError: it says a number that cannot be.
     """
     asked = _Asked(nvml)
-    count = int(nvml.nvmlDeviceGetCount())
+    said = nvml.nvmlDeviceGetCount()
+    if (count := _whole(said, 0, MAX_GPUS)) is None:
+        raise RecordError(f"it says that there are {said!r} GPUs")
     driver = asked.text("the driver's version", "nvmlSystemGetDriverVersion")
     version = asked.number("the driver's CUDA version", "nvmlSystemGetCudaDriverVersion_v2", least=1000, most=99_999)
     found = [_gpu(asked, index) for index in range(count)]
@@ -164,7 +169,7 @@ def _nvlinks(asked: _Asked, who: str, handle: Any) -> tuple[NvLink, ...] | None:
                 continue
             asked.note(who, "nvmlDeviceGetNvLinkState", number)
             return None
-        if state:
+        if state == _UP:
             about = f"{who}, NVLink {number}"
             version = asked.call(about, "nvmlDeviceGetNvLinkVersion", handle, number)
             remote = asked.call(about, "nvmlDeviceGetNvLinkRemoteDeviceType", handle, number)
@@ -238,7 +243,7 @@ def _pair(asked: _Asked, first: int, second: int, one: Any, other: Any) -> Pair:
 
 def _is_allowed(statuses: list[Any]) -> bool | None:
     """Return whether both directions are; None if one is not known and the other does not forbid it."""
-    if any(status is not None and status not in (_P2P_OK, _P2P_UNKNOWN) for status in statuses):
+    if any(isinstance(status, int) and status not in (_P2P_OK, _P2P_UNKNOWN) for status in statuses):
         return False
     return True if all(status == _P2P_OK for status in statuses) else None
 

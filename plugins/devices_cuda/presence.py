@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from devices import Device, Probe
 from devices_cuda.machine import Machine
@@ -14,6 +15,9 @@ from devices_cuda.nvml import collect
 from devices_cuda.record import RecordError, checked
 from devices_cuda.torch_build import TorchBuild, torch_build
 from devices_cuda.visible import VARIABLE, Seen, Visible, visible
+
+if TYPE_CHECKING:
+    from devices.topology import Topology
 
 _LOADED = Path("/proc/driver/nvidia/version")
 
@@ -56,6 +60,9 @@ def machine(nvml: Any = None, *, links: bool = True) -> Machine:
         raise AbsentError(f"NVML does not say how many GPUs there are: {error}") from error
     except RecordError as error:
         raise AbsentError(f"what NVML says cannot be: {error}") from error
+    except Exception as error:
+        # A driver may say anything; a probe raises nothing.
+        raise AbsentError(f"NVML cannot be understood: {type(error).__name__}: {error}") from error
     finally:
         # It may have gone away by itself.
         with contextlib.suppress(module.NVMLError):
@@ -94,6 +101,37 @@ def host() -> Machine:
         AbsentError: as `machine` does.
     """
     return machine()
+
+
+def topology_of_this_host() -> Topology | None:
+    """Return the graph of the GPUs that this program may use, by NVML, with what only `nvidia-smi topo -m` says.
+
+    Where the two contradict each other it is NVML's, and a warning says what they differ in.
+    """
+    from devices_cuda.compare import completed, disagreements
+    from devices_cuda.files import matrix_of_this_host
+    from devices_cuda.graph import topology
+
+    try:
+        found = host()
+        seen = usable(found, None).seen
+    except AbsentError:
+        return None
+    try:
+        told = matrix_of_this_host()
+    except RecordError:
+        return topology(found, seen)
+    if differences := disagreements(found, told):
+        warnings.warn(
+            f"NVML and nvidia-smi contradict each other: {'; '.join(differences)}", RuntimeWarning, stacklevel=2
+        )
+        return topology(found, seen)
+    return topology(*_renewed(completed(found, told), seen))
+
+
+def _renewed(found: Machine, seen: tuple[Seen, ...]) -> tuple[Machine, tuple[Seen, ...]]:
+    """Return a machine, and what was seen of an older state of it as it is now."""
+    return found, tuple(Seen(found.gpus[each.gpu.index], each.instance) for each in seen)
 
 
 def usable(found: Machine, build: TorchBuild | None) -> Visible:

@@ -15,10 +15,12 @@ from devices_cuda.machine import ANCESTORS, CLIQUE_TYPES, FABRIC_STATES, MAX_LIN
 FORMAT = "devices-cuda-machine-1"
 """What a record says that it is; another number for another shape."""
 
+MAX_GPUS = 1024
+"""No host has more."""
+
 _PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _CLUSTER = re.compile(r"[0-9a-f]{32}")
 _LEAST_MEMORY, _MOST_MEMORY = 2**28, 2**44
-_MOST_GPUS = 1024
 
 
 class RecordError(DevicesError, ValueError):
@@ -57,7 +59,7 @@ def checked(machine: Machine) -> Machine:
     _demand(
         [gpu.index for gpu in machine.gpus] == list(range(len(machine.gpus))), "the GPUs are not numbered 0, 1, ..."
     )
-    _demand(len(machine.gpus) <= _MOST_GPUS, f"there are {len(machine.gpus)} GPUs")
+    _demand(len(machine.gpus) <= MAX_GPUS, f"there are {len(machine.gpus)} GPUs")
     _demand(machine.cuda is None or 5 <= machine.cuda[0] <= 99, f"no driver serves CUDA {machine.cuda}")
     for what in ("uuid", "pci"):
         given = [getattr(gpu, what) for gpu in machine.gpus if getattr(gpu, what) is not None]
@@ -65,6 +67,9 @@ def checked(machine: Machine) -> Machine:
     for gpu in machine.gpus:
         _check_gpu(gpu)
     names = [nic.name for nic in machine.nics]
+    addresses = {gpu.pci for gpu in machine.gpus if gpu.pci is not None}
+    both = [nic.name for nic in machine.nics if nic.pci in addresses]
+    _demand(not both, f"a GPU and network device {both[:1]} have one PCI address")
     _demand(len(set(names)) == len(names), "two network devices have one name")
     for nic in machine.nics:
         _demand(_is_place(nic.pci, nic.path), f"network device {nic.name!r}: {nic.pci!r} with {nic.path!r} is no place")
