@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from devices.topology.builders import fat_tree, machines, networked, rails, ring, switch, torus
     from devices.topology.discovery import discover
     from devices.topology.files import read, write
-    from devices.topology.splitting import Split, shares
+    from devices.topology.replaying import Replayed, replay
+    from devices.topology.synthesis import Plan, synthesize
+    from devices.topology.unequal import Split, shares
 
 _LAZY = {
     **dict.fromkeys(("Bound", "bound"), "devices.topology.bounds"),
@@ -24,13 +26,17 @@ _LAZY = {
     ),
     "discover": "devices.topology.discovery",
     **dict.fromkeys(("read", "write"), "devices.topology.files"),
-    **dict.fromkeys(("Split", "shares"), "devices.topology.splitting"),
+    **dict.fromkeys(("Plan", "synthesize"), "devices.topology.synthesis"),
+    **dict.fromkeys(("Replayed", "replay"), "devices.topology.replaying"),
+    **dict.fromkeys(("Split", "shares"), "devices.topology.unequal"),
 }
 
 __all__ = [
     "Bound",
     "Link",
     "Node",
+    "Plan",
+    "Replayed",
     "Split",
     "Topology",
     "both",
@@ -41,9 +47,11 @@ __all__ = [
     "networked",
     "rails",
     "read",
+    "replay",
     "ring",
     "shares",
     "switch",
+    "synthesize",
     "torus",
     "write",
 ]

@@ -99,7 +99,7 @@ class Shares:
     parts: tuple[frozenset[int], ...]
 
 
-def best_shares(capacities: Capacities, signed: bool = False) -> Shares:
+def best_shares(capacities: Capacities, signed: bool = False, backwards: bool = False) -> Shares:
     """Return the shares with which gathering takes the least time.
 
     In time t a set T of endpoints, not all of them, hears t * into(T), so the shares in it must be 1 - t * into(T) at
@@ -109,6 +109,7 @@ def best_shares(capacities: Capacities, signed: bool = False) -> Shares:
     Args:
         capacities: the graph, of at least two endpoints.
         signed: whether shares below 0 count too: then `parts` are all endpoints, which bounds any all-reduce.
+        backwards: whether the last endpoints are looked at first; others may then have the larger shares.
     """
     found = symmetry(capacities)
     groups: dict[int, list[int]] = {}
@@ -120,7 +121,7 @@ def best_shares(capacities: Capacities, signed: bool = False) -> Shares:
     while True:
         shares: dict[int, Fraction] = {}
         tight: list[frozenset[int]] = []
-        for group in groups.values():
+        for group in reversed(groups.values()) if backwards else groups.values():
             share, there = _least_share(capacities, time, shares, group, signed)
             shares.update(dict.fromkeys(group, share))
             if there is not None:

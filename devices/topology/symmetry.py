@@ -45,6 +45,17 @@ def symmetry(capacities: Capacities, marks: Sequence[int] = ()) -> Symmetry:
     return _Search(capacities, marks).run()
 
 
+def extended(capacities: Capacities, images: Sequence[Mapping[int, int]]) -> list[Numbers | None]:
+    """Return the symmetries that take the endpoints where they are told to, None for each that there is not.
+
+    Args:
+        capacities: the graph.
+        images: for each symmetry, where it takes each endpoint.
+    """
+    search = _Search(capacities, ())
+    return [search.extended(image) for image in images]
+
+
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -88,6 +99,22 @@ class _Search:
                 if misses < MISSES and self._root(other) != self._root(first) and twins[other] == twins[first]:
                     misses += not self._try(start, first, other)
         return Symmetry(tuple(self.moves), tuple(self._root(node) for node in range(self.size)))
+
+    def extended(self, images: Mapping[int, int]) -> Numbers | None:
+        """Return the symmetry that takes the endpoints where they are told to."""
+        start = _mixed(self.marks.astype(np.uint64) + np.uint64(7))
+        here, there = start.copy(), start.copy()
+        names = _mixed(np.arange(self.size, dtype=np.uint64) + np.uint64(13))
+        for node, image in images.items():
+            here[node] = there[image] = names[node]
+        here, _ = self._refined(here)
+        there, _ = self._refined(there)
+        order, counterpart = np.argsort(here, kind="stable"), np.argsort(there, kind="stable")
+        if not np.array_equal(here[order], there[counterpart]):
+            return None
+        move = np.empty(self.size, dtype=np.int64)
+        move[order] = counterpart
+        return move if self._is_symmetry(move) else None
 
     def _keys(self, move: Numbers) -> Numbers:
         keys = (move[self.sources] * self.size + move[self.targets]) * (int(self.kinds.max(initial=0)) + 1)
@@ -157,14 +184,17 @@ class _Search:
 
     def _accept(self, move: Numbers) -> bool:
         """Note a symmetry, if it is one."""
-        if not np.array_equal(self.marks[move], self.marks):
-            return False
-        if not np.array_equal(np.sort(self._keys(move)), self.known[self.order]):
+        if not self._is_symmetry(move):
             return False
         self.moves.append({node: image for node, image in enumerate(move.tolist()) if node != image})
         for node, image in self.moves[-1].items():
             self._join(node, image)
         return True
+
+    def _is_symmetry(self, move: Numbers) -> bool:
+        if not np.array_equal(self.marks[move], self.marks):
+            return False
+        return np.array_equal(np.sort(self._keys(move)), self.known[self.order])
 
     def _join(self, one: int, other: int) -> None:
         one, other = self._root(one), self._root(other)

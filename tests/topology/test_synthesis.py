@@ -1,0 +1,254 @@
+"""Schedules on topologies: each is run on real tensors, and its bytes are counted, by a replay that trusts nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import threading
+from fractions import Fraction
+
+import pytest
+import torch
+from graphs import small_topologies
+from hypothesis import given, settings
+
+from devices.algorithms.executor import run
+from devices.algorithms.layout import Layout
+from devices.algorithms.schedule import Schedule
+from devices.errors import TopologyError
+from devices.topology import (
+    Link,
+    Node,
+    Plan,
+    Topology,
+    both,
+    fat_tree,
+    machines,
+    networked,
+    rails,
+    replay,
+    ring,
+    switch,
+    synthesize,
+    torus,
+)
+from devices.topology.bounds import VERBS
+
+DGX = machines(2, 8, inside=300, across=25)
+MIXED = networked([switch(8, 450, device="cuda"), torus((2, 4), 64, device="neuron")], [50, 25])
+FUSION = switch(16, [1800] * 8 + [900] * 8)
+TREES = tuple(verb for verb in VERBS if verb != "all_to_all")
+
+
+def reached(plan: Plan) -> Fraction:
+    """Return the bandwidth that a replay finds, and check that it is what the plan says."""
+    found = replay(plan)
+    assert found.seconds_per_byte == plan.seconds_per_byte
+    return 1 / found.seconds_per_byte
+
+
+@pytest.mark.parametrize(
+    ("topology", "verb", "expected"),
+    [
+        (DGX, "all_gather", Fraction(5200, 15)),
+        (DGX, "reduce_scatter", Fraction(5200, 15)),
+        (DGX, "all_reduce", Fraction(5200, 30)),
+        (DGX, "broadcast", Fraction(200)),
+        (DGX, "reduce", Fraction(200)),
+        (DGX, "all_to_all", Fraction(50)),
+        (MIXED, "all_gather", Fraction(16 * 281, 15)),
+        (MIXED, "all_reduce", Fraction(153)),
+        (MIXED, "all_to_all", Fraction(50)),
+        (FUSION, "all_gather", Fraction(960)),
+        (FUSION, "all_reduce", Fraction(720)),
+        (torus((4, 4), 64), "all_gather", Fraction(16 * 256, 15)),
+        (torus((4, 4), 64), "broadcast", Fraction(256)),
+        (torus((4, 4), 64), "all_to_all", Fraction(2 * 2 * 4 * 64 * 16, 64 * 2)),
+        (torus((2, 4), 64), "all_reduce", Fraction(8 * 256, 14)),
+        (ring(5, 3), "all_gather", Fraction(5 * 6, 4)),
+        (rails(3, 4, 450, 50), "all_reduce", Fraction(3 * 4 * 50, 4)),
+        (fat_tree(3, 2, 2, 10), "reduce_scatter", Fraction(60, 5)),
+        (switch(9, 900), "all_reduce", Fraction(8100, 16)),
+    ],
+    ids=lambda value: str(value) if not isinstance(value, Topology) else f"{len(value.nodes)} nodes",
+)
+def test_worked_values_are_reached_to_the_last_byte(topology: Topology, verb: str, expected: Fraction) -> None:
+    plan = synthesize(topology, verb)
+    assert reached(plan) == expected
+    assert plan.ratio == 1.0
+    assert 1 / plan.bound.check() == expected
+
+
+def test_a_cube_of_64_chips_is_filled_to_the_last_byte() -> None:
+    plan = synthesize(torus((4, 4, 4), 50), "all_gather")
+    assert reached(plan) == Fraction(64 * 300, 63)
+    assert replay(plan).steps <= 8
+
+
+@given(small_topologies(symmetric=True))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_every_small_graph_with_cables_for_both_ways_is_filled(topology: Topology) -> None:
+    for verb in TREES:
+        plan = synthesize(topology, verb, len(topology.devices) - 1)
+        assert reached(plan) == 1 / plan.bound.check()
+
+
+@given(small_topologies(symmetric=False))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_a_plan_for_any_small_graph_is_right_and_knows_how_good_it_is(topology: Topology) -> None:
+    for verb in VERBS:
+        plan = synthesize(topology, verb, len(topology.devices) - 1)
+        found = reached(plan)
+        assert found <= 1 / plan.bound.check()
+        assert plan.ratio == pytest.approx(float(found * plan.bound.seconds_per_byte))
+
+
+def test_unequal_devices_have_unequal_shares_of_an_all_reduce() -> None:
+    plan = synthesize(FUSION, "all_reduce")
+    assert sum(plan.shares) == 1
+    assert len(set(plan.shares)) > 1
+    # Equal shares, a reduce_scatter and an all_gather one after the other: 480. This is half as much again.
+    both_ways = (
+        synthesize(FUSION, "reduce_scatter").seconds_per_byte + synthesize(FUSION, "all_gather").seconds_per_byte
+    )
+    assert 1 / both_ways == 480
+    assert 1 / plan.seconds_per_byte == 480 * Fraction(3, 2)
+
+
+def test_more_devices_than_are_packed_exactly_still_get_a_plan() -> None:
+    mixed = networked([switch(48, 450, device="cuda"), torus((6, 8), 64, device="neuron")], [50, 25])
+    plan = synthesize(mixed, "all_gather")
+    assert reached(plan) <= 1 / plan.bound.check()
+    assert plan.ratio > 0.8
+
+
+@pytest.mark.slow
+def test_512_chips_are_filled() -> None:
+    plan = synthesize(torus((8, 8, 8), 50), "all_gather")
+    assert plan.ratio >= 0.995
+    # The programs of three ranks, counted by hand: all 511 other parts come in, over six links, as evenly as promised.
+    for rank in (0, 77, 511):
+        received: dict[str, int] = {}
+        for step in plan.schedule.program(rank):
+            for action in step:
+                if type(action).__name__ == "Recv":
+                    before = plan.route(action.peer, rank, action.chunk)[-2]
+                    received[before] = received.get(before, 0) + plan.schedule.chunks[action.chunk].weight
+        whole = sum(chunk.weight for chunk in plan.schedule.chunks if (chunk.buffer, chunk.part) == ("output", 0))
+        assert sum(received.values()) == 511 * whole
+        assert len(received) == 6
+        assert max(received.values()) <= 511 * whole / 6 / 0.995
+
+
+def test_a_plan_can_be_written_and_its_schedule_read_back() -> None:
+    plan = synthesize(torus((2, 4), 64, device="neuron"), "all_reduce")
+    data = json.loads(plan.to_json())
+    assert Schedule.from_json(json.dumps(data["schedule"])) == plan.schedule
+    assert Fraction(data["bound"]) == plan.bound.seconds_per_byte == Fraction(data["seconds_per_byte"])
+    messages = sum(len(step) for rank in range(8) for step in plan.schedule.program(rank)) / 2
+    assert len(data["routes"]) == messages
+    for source, target, _, _, names in data["routes"]:
+        assert (names[0], names[-1]) == (f"neuron:{source}", f"neuron:{target}")
+
+
+def test_the_executor_over_exchange_runs_a_plan() -> None:
+    plan = synthesize(MIXED, "all_reduce")
+    mail: dict[tuple[int, int], list[torch.Tensor]] = {}
+    ready = threading.Condition()
+
+    class Exchange:
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def __call__(self, sends: list, recvs: list) -> Exchange:
+            with ready:
+                for message in sends:
+                    mail.setdefault((self.rank, message.peer), []).append(message.tensor.clone())
+                ready.notify_all()
+                for message in recvs:
+                    box = mail.setdefault((message.peer, self.rank), [])
+                    assert ready.wait_for(lambda box=box: bool(box), 60)
+                    message.tensor.copy_(box.pop(0))
+            return self
+
+        def wait(self) -> None:
+            pass
+
+        def is_completed(self) -> bool:
+            return True
+
+    tensors = [torch.arange(1000.0, dtype=torch.float64) * (rank + 1) for rank in range(16)]
+    expected = torch.stack(tensors).sum(0)
+    threads = [
+        threading.Thread(
+            target=run,
+            args=(plan.schedule, rank, Exchange(rank), Layout(plan.schedule, (1000,), tensor, {}, {0: tensor})),
+        )
+        for rank, tensor in enumerate(tensors)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for tensor in tensors:
+        assert torch.equal(tensor, expected)
+
+
+def test_data_that_does_not_divide_evenly_is_still_right() -> None:
+    for verb in VERBS:
+        replay(synthesize(DGX, verb), elements=17)
+        replay(synthesize(MIXED, verb), elements=5)
+
+
+def test_a_plan_that_lies_is_found_out_by_the_replay() -> None:
+    plan = synthesize(ring(4, 1), "all_gather")
+    quiet = Schedule("all_gather", 4, plan.schedule.chunks, lambda rank: plan.schedule.program(rank)[:1])
+    with pytest.raises(TopologyError, match="has wrong data in part"):
+        replay(dataclasses.replace(plan, schedule=quiet))
+    with pytest.raises(TopologyError, match="between which there is no link"):
+        replay(dataclasses.replace(plan, topology=Topology(plan.topology.nodes, plan.topology.links[2:])))
+    other = Topology([*plan.topology.nodes[::-1]], plan.topology.links)
+    with pytest.raises(TopologyError, match="has a route from"):
+        replay(dataclasses.replace(plan, topology=other, _route=lambda source, target, chunk, reduces: (0, 1)))
+    through = dataclasses.replace(
+        plan, _route=lambda source, target, chunk, reduces: (source, (source + 1) % 4, (source + 2) % 4, target)
+    )
+    with pytest.raises(TopologyError, match=r"is a device|has a route"):
+        replay(through)
+
+
+def test_one_device_needs_no_messages() -> None:
+    for verb in VERBS:
+        plan = synthesize(switch(1, 5), verb)
+        assert replay(plan, elements=3).messages == 0
+        assert plan.ratio == 1.0
+
+
+def test_switches_behind_switches_carry_what_they_can() -> None:
+    nodes = [Node(f"d:{place}") for place in range(4)] + [Node(name, "switch") for name in ("a", "b", "top")]
+    links = [Link(f"d:{place}", "a" if place < 2 else "b", "", 10) for place in range(4)]
+    links += [Link("a", "top", "", 4), Link("b", "top", "", 6)]
+    whole = Topology(nodes, both(*links))
+    # Half of the data must leave two devices, of which 4 can.
+    assert reached(synthesize(whole, "all_gather")) == 8
+    assert reached(synthesize(whole, "broadcast", 3)) == 4
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda: synthesize(ring(4), "all_gather"), "is not known"),
+        (lambda: synthesize(ring(4, 1), "all_reduced"), "did you mean 'all_reduce'"),
+        (lambda: synthesize(Topology([Node("a"), Node("b")]), "all_gather"), "no path leads"),
+        (lambda: synthesize(ring(4, 1), "reduce", 9), "root 9 is not among 4"),
+    ],
+)
+def test_what_cannot_be_scheduled_is_an_error_that_says_why(ask: object, said: str) -> None:
+    with pytest.raises(TopologyError, match=said):
+        ask()  # type: ignore[operator]
+
+
+def test_ranks_in_another_order_reach_the_same() -> None:
+    for turned in itertools.islice(itertools.permutations(torus((2, 4), 64).nodes), 0, 40_000, 9_001):
+        assert reached(synthesize(Topology(turned, torus((2, 4), 64).links), "all_gather")) == Fraction(8 * 256, 7)
