@@ -53,7 +53,9 @@ if TYPE_CHECKING:
     from devices._placement import place
     from devices._process_group import ProcessGroupCommunicator
     from devices._registry import available, backends, links
+    from devices._staged import open_staged
     from devices._store import Store
+    from devices._torch_groups import torch_backend
     from devices._work import Work
     from devices._world import World, explain, init
     from devices.fabric.host.meeting import open_shared_memory
@@ -87,7 +89,9 @@ _LAZY = {
     "place": "devices._placement",
     "ProcessGroupCommunicator": "devices._process_group",
     **dict.fromkeys(("available", "backends", "links"), "devices._registry"),
+    "open_staged": "devices._staged",
     "Store": "devices._store",
+    "torch_backend": "devices._torch_groups",
     "Work": "devices._work",
     **dict.fromkeys(("World", "explain", "init"), "devices._world"),
     "open_shared_memory": "devices.fabric.host.meeting",
@@ -135,6 +139,7 @@ __all__ = [
     "links",
     "observe",
     "open_shared_memory",
+    "open_staged",
     "permute",
     "place",
     "recv",
@@ -142,6 +147,7 @@ __all__ = [
     "reduce_scatter",
     "scatter",
     "send",
+    "torch_backend",
 ]
 
 

@@ -70,7 +70,8 @@ def all_reduce(
         group: a mesh axis, a process group, or None for the world.
         op: "sum", "avg", "min", "max", "prod", or, on integers and bool, "band", "bor", "bxor".
         weight: with "avg", this rank's weight in the mean sum(weight * x) / sum(weight): its number of samples,
-            say, where ranks have unequal batches. Not negative, and not zero on every rank.
+            say, where ranks have unequal batches. Not negative, and not zero on every rank; a tensor on an
+            accelerator is not looked at.
         out: holds the result.
         async_op: return a `Work`.
 
@@ -286,7 +287,8 @@ def scatter(
 
     Args:
         x: read on `src` only; elsewhere it may be None, for shape, dtype and container come from `src`. Under
-            `torch.compile` shapes must be known beforehand: there, pass a tensor of `src`'s shape on every rank.
+            `torch.compile`, and while a graph is captured, shapes must be known beforehand: there, pass a tensor of
+            `src`'s shape on every rank.
         group: a mesh axis, a process group, or None for the world.
         src: the group's rank to take it from.
         dim: the dim along which to split.

@@ -150,3 +150,11 @@ def close_destroyed() -> None:
     for group, lanes in native_lanes():
         if not lanes.is_closed and not _torch_groups.is_open(group):
             lanes.close()
+
+
+def abort_native() -> None:
+    """Abort all groups that vendors' own backends carry: to close one is to wait for what is under way in it."""
+    opened = [lanes for _, lanes in native_lanes() if not lanes.is_closed]
+    with _torch_groups.abort_together([lanes.native for lanes in opened]):
+        for lanes in opened:
+            lanes.abort()

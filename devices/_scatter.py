@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from devices._capture import is_capturing
 from devices._groups import GroupLike, own_verbs
 from devices._packing import Tensor, Tensors
 from devices._verb import Verb
@@ -35,6 +36,14 @@ def start_scatter(
         return ready(Verb("scatter", x, group))
     verbs = own_verbs(group)
     rank, size = verbs.group.rank, verbs.group.size
+    if is_capturing(verbs.group.device.type):
+        # To hear of the shapes the host would wait for the device.
+        if x is None:
+            raise ArgumentError(
+                f"scatter on rank {rank} of {size}: in a graph that is captured every rank passes a tensor of src's "
+                "shape; got None"
+            )
+        return ready(Verb("scatter", x, group))
     who = f"scatter on rank {rank} of {size}"
     if not isinstance(src, int) or not 0 <= src < size:
         raise ArgumentError(f"{who}: src={src!r}, but the group's ranks are 0 to {size - 1}")

@@ -30,6 +30,12 @@ class Store:
         self.torch = torch
         self._gone = gone
 
+    def under(self, prefix: str) -> Store:
+        """Return the same store for keys of their own, whose names begin with `prefix`."""
+        from torch.distributed import PrefixStore
+
+        return Store(PrefixStore(prefix, self.torch), self._gone)
+
     def set(self, key: str, value: Any) -> None:
         """Set `key` to `value`, which must be JSON."""
         self.torch.set(key, json.dumps(value, separators=(",", ":"), allow_nan=False))

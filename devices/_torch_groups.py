@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
+
+from devices._backend import Group
+from devices.errors import UnsupportedError
+
+
+def torch_backend(name: str, group: Group) -> Any:
+    """Return the backend, written in C++, that torch's own `init_process_group(name)` would make for these ranks.
+
+    Args:
+        name: "nccl", "gloo" or that of a vendor's package, which is imported before.
+        group: the members, seen from this rank; every one of them calls this.
+
+    Raises:
+        UnsupportedError: this torch has none of that name.
+    """
+    store, ranks = dist.PrefixStore(f"{name}/", group.store.torch), list(group.ranks)
+    if name == "gloo":
+        made: Any = dist.ProcessGroupGloo(store, group.rank, group.size, group.timeout)
+    elif name == "nccl" and dist.is_nccl_available():
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = group.timeout
+        options.global_ranks_in_group = ranks
+        options.group_name = group.name  # type: ignore[assignment]  # a str with a name of its own
+        made = dist.ProcessGroupNCCL(store, group.rank, group.size, options)
+    elif (plugin := dist.Backend._plugins.get(name.upper())) is not None:
+        if plugin.extended_api:
+            told = c10d._DistributedBackendOptions()
+            told.store, told.group_rank, told.group_size, told.timeout = store, group.rank, group.size, group.timeout
+            told.group_id, told.global_ranks_in_group = group.name, ranks
+            return plugin.creator_fn(told, None)
+        return plugin.creator_fn(store, group.rank, group.size, group.timeout)
+    else:
+        raise UnsupportedError(f"{group}: this torch, {torch.__version__}, has no process group {name!r}")
+    made._set_sequence_number_for_group()
+    return made
 
 
 def groups_messages(group: Any) -> bool:
@@ -57,3 +93,18 @@ def process_group_around(
 def is_open(group: dist.ProcessGroup) -> bool:
     """Return whether torch has not destroyed the group."""
     return group in c10d._world.pg_map
+
+
+def abort_together(backends: Sequence[Any]) -> AbstractContextManager[None]:
+    """Let groups that are aborted meanwhile be so at once, where torch has a way for it: NCCL's would else wait."""
+    starter = next((backend for backend in backends if hasattr(backend, "_group_start")), None)
+    return contextlib.nullcontext() if starter is None else _grouped(starter)
+
+
+@contextlib.contextmanager
+def _grouped(backend: Any) -> Iterator[None]:
+    backend._group_start()
+    try:
+        yield
+    finally:
+        backend._group_end()

@@ -32,7 +32,9 @@ def weighted_mean(
             raise asked.error(error, type(error)) from None
     if isinstance(weight, Tensor) and weight.requires_grad:
         raise asked.error("weight= requires grad, but the mean is not differentiated by it; pass weight.detach()")
-    if not (math.isfinite(weight) and weight >= 0):
+    # Where a device has it, to look at it would be to wait for the device.
+    is_here = not isinstance(weight, Tensor) or weight.is_cpu
+    if is_here and not (math.isfinite(weight) and weight >= 0):
         raise asked.error(f"weight= must be finite and not negative, got {weight!r}")
     scaled = [tensor.to(_accumulation(tensor.dtype)) * weight for tensor in asked.tensors]
     needs_gradient = any(tensor.requires_grad for tensor in scaled)
@@ -40,7 +42,10 @@ def weighted_mean(
     widest = scaled[0].dtype
     for tensor in scaled[1:]:
         widest = torch.promote_types(widest, tensor.dtype)
-    own = torch.full((), float(weight), dtype=widest, device=scaled[0].device)
+    if is_here:
+        own = torch.full((), float(weight), dtype=widest, device=scaled[0].device)
+    else:
+        own = torch.as_tensor(weight, dtype=widest).reshape(())
     started = Verb("all_reduce", [*scaled, own], group).whole(op="sum").run(None, async_op)
 
     def finish(sums: list[Tensor]) -> Any:

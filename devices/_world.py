@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from devices import _autoload, _observing, _registry
-from devices._lanes import close_destroyed, lanes_of, native_lanes
+from devices._lanes import abort_native, close_destroyed, lanes_of
 from devices._launch import launch
 from devices._mesh import mesh_shape
 from devices._open import my_device
@@ -141,9 +141,7 @@ class World:
         if error is not None:
             open_here.tell(error)
             if self._is_open and self._owns_group:
-                # To close a vendor's group is to wait for what is under way in it.
-                for _, lanes in native_lanes():
-                    lanes.abort()
+                abort_native()
         self.close()
 
     def __repr__(self) -> str:

@@ -9,8 +9,10 @@ from typing import Any, final
 import torch
 
 from devices._backend import Asked, Communicator, Pending
+from devices._capture import is_capturing
 from devices._flight import DTYPE, NUMEL, OP, ROOT, VERB, GroupRecorder, Record, end
 from devices.algorithms.started import DONE, Started, fail
+from devices.algorithms.streams import OnStream
 from devices.algorithms.worker import Job, Worker
 from devices.errors import CollectiveError
 
@@ -93,11 +95,13 @@ class Runner:
         """Run a verb that this process itself carries through; `sizes` are those of `Asked`."""
         if self._expect is not None:
             run = partial(self._run_agreed, self._expect, _asked(record, sizes), run)
-        if async_op or (self.worker is not None and self.worker.is_busy):
+        is_busy = self.worker is not None and self.worker.is_busy
+        if (async_op or is_busy) and not is_capturing(self._device.type):
             return self._enqueue(record, run, async_op)
+        # What is captured in a graph is captured here: the host waits for nothing, and another thread may not join in.
         with torch.no_grad():
             self._guard(record, run)
-        return DONE
+        return OnStream(self._device) if async_op and self._device.type != "cpu" else DONE
 
     def nothing(self, record: Record, async_op: bool, sizes: Sequence[int] = ()) -> Pending:
         """Run a verb that has nothing to do: whether the peers called the same may be compared all the same."""

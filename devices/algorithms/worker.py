@@ -14,6 +14,7 @@ import torch
 from devices.algorithms import forked
 from devices.algorithms.concurrency import Queue, concurrency
 from devices.algorithms.lines import caller, speak_for
+from devices.algorithms.streams import OnStream
 
 
 @final
@@ -29,7 +30,9 @@ class Job:
         self._run: Callable[[], None] | None = run
         self._line = caller()
         self._inference = torch.is_inference_mode_enabled()
+        self._device = device
         self._stream = None if device.type == "cpu" else torch.accelerator.current_stream(device)
+        self._on_stream: OnStream | None = None
         self._done = concurrency().event()
         self._process = forked.process
         self._error: BaseException | None = None
@@ -44,6 +47,8 @@ class Job:
                 torch.inference_mode() if self._inference else torch.no_grad(),
             ):
                 self._run()
+                if self._stream is not None:
+                    self._on_stream = OnStream(self._device)
         except BaseException as error:
             self._error = error
 
@@ -60,10 +65,15 @@ class Job:
         self._done.wait()
         if self._error is not None:
             raise self._error
+        if self._on_stream is not None:
+            # It was done on the caller's stream, and whoever waits may be on another.
+            self._on_stream.wait()
 
     def is_completed(self) -> bool:
-        """Return whether it is done."""
-        return self._is_left or self._done.is_set()
+        """Return whether it is done, by the device too."""
+        if not self._done.is_set():
+            return self._is_left
+        return self._on_stream is None or self._on_stream.is_completed()
 
     @property
     def _is_left(self) -> bool:

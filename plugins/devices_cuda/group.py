@@ -1,11 +1,69 @@
-"""What opens a group of GPUs."""
+"""What opens a group of GPUs: torch's NCCL where each rank has a GPU of its own, else host memory."""
 
 from __future__ import annotations
 
-from devices import Communicator, Group
+from pathlib import Path
+from typing import Any
+
+from devices import Communicator, Group, open_staged
 from devices.errors import UnsupportedError
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def open_group(group: Group) -> Communicator:
-    """Return what carries a group of GPUs."""
-    raise UnsupportedError(f"{group}: this version finds NVIDIA GPUs, and opens no group over them yet")
+    """Return what carries a group of GPUs, the same kind on every rank.
+
+    Not run on hardware but for what needs none: how ranks find out that they share a GPU, and what is done then.
+    """
+    group.store.set(f"cuda/{group.rank}", place(group.device.index))
+    places = group.store.get_all([f"cuda/{rank}" for rank in range(group.size)])
+    if without := [rank for rank, where in enumerate(places) if where["nccl"] is None]:
+        raise UnsupportedError(
+            f"{group}: torch has no NCCL on rank {without[0]}; install a torch that is built with CUDA for Linux there"
+        )
+    if shared := sharing(places):
+        ranks = " and ".join(map(str, shared))
+        return open_staged(group, f"ranks {ranks} are on one GPU, between which NCCL does not go")
+    return _nccl(group, places[0]["nccl"])
+
+
+def place(index: int) -> dict[str, Any]:
+    """Return where a GPU is, so that two ranks find out whether they have the same one, and the NCCL of this torch."""
+    import torch
+    import torch.distributed as dist
+
+    properties = torch.cuda.get_device_properties(index)
+    # Parts of one GPU (MIG) have UUIDs of their own, and NCCL goes by the address on the bus.
+    address = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    gpu = f"UUID {properties.uuid}" if None in address else f"PCI {':'.join(map(str, address))}"
+    version = ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() else None
+    return {"host": _host(), "gpu": gpu, "nccl": version}
+
+
+def sharing(places: list[dict[str, Any]]) -> list[int]:
+    """Return the first ranks that are on one GPU; none if each has its own."""
+    by_gpu: dict[tuple[str, str], list[int]] = {}
+    for rank, where in enumerate(places):
+        by_gpu.setdefault((where["host"], where["gpu"]), []).append(rank)
+    return next((ranks for ranks in by_gpu.values() if len(ranks) > 1), [])
+
+
+def _host() -> str:
+    """Return what tells this kernel from all others: containers on one machine have names of their own."""
+    import socket
+
+    return _BOOT.read_text().strip() if _BOOT.exists() else socket.gethostname()
+
+
+def _nccl(group: Group, version: str) -> Communicator:
+    import torch
+
+    from devices import ProcessGroupCommunicator, torch_backend
+
+    backend = torch_backend("nccl", group)
+    # NCCL connects now, on this device: what is wrong shows here, and the first verb may be one that is captured.
+    backend.eager_connect_single_device(torch.device("cuda", group.device.index))
+    # NCCL has no tags, and its messages wait their turn among the group's collectives.
+    messages = open_staged(group, "messages between two ranks keep out of the order of NCCL's collectives")
+    return ProcessGroupCommunicator(backend, f"NCCL {version}", native=True, messages=messages)

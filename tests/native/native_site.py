@@ -38,12 +38,9 @@ class Native(Backend):
         return Capabilities(dtypes, ProcessGroupCommunicator.reductions_of("gloo"))
 
     def open(self, group):
-        from torch.distributed import ProcessGroupGloo
+        from devices import ProcessGroupCommunicator, torch_backend
 
-        from devices import ProcessGroupCommunicator
-
-        gloo = ProcessGroupGloo(group.store.torch, group.rank, group.size, group.timeout)
-        return ProcessGroupCommunicator(gloo, "the vendor's", native=True)
+        return ProcessGroupCommunicator(torch_backend("gloo", group), "the vendor's", native=True)
 
 
 @hookimpl

@@ -203,16 +203,19 @@ def test_object_collectives_are_refused_where_they_are_to_be(folder: str) -> Non
     ranks.run(2, refused, folder, env={**native_site.ENVIRONMENT, "DEVICES_NO_PICKLE": "1"}, timeout=120)
 
 
+def several_programs() -> list[Any]:
+    return [
+        programs.data_parallel(None, {"gradient_as_bucket_view": True, "bucket_cap_mb": 0.001}),
+        programs.fully_sharded(False),
+        programs.tensor_parallel(),
+        programs.pipeline("Schedule1F1B"),
+        programs.functional(),
+    ]
+
+
 def torch_programs(folder: str) -> None:
     native_site.find(folder)
-    for program, args in (
-        (programs.data_parallel, (None, {"gradient_as_bucket_view": True, "bucket_cap_mb": 0.001})),
-        (programs.fully_sharded, (False,)),
-        (programs.tensor_parallel, ()),
-        (programs.pipeline, ("Schedule1F1B",)),
-        (programs.functional, ()),
-    ):
-        programs.over_both(program, 0.0, args)
+    programs.over_both(several_programs, 0.0, ())
 
 
 @pytest.mark.slow

@@ -21,8 +21,9 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_registry",
         "_torch",
         "_torch_groups",
+        "_capture",
     ),
-    ("algorithms", "fabric", "topology", "catalogue", "_process_group"),
+    ("algorithms", "fabric", "topology", "catalogue", "_process_group", "_staged"),
     ("domains",),
     (
         "_autoload",
