@@ -24,6 +24,7 @@ from devices._backend import (
     Pending,
     PendingFrom,
     Probe,
+    Variable,
 )
 from devices._observer import Called, Ended, Observer
 
@@ -119,6 +120,7 @@ __all__ = [
     "Replicate",
     "Shard",
     "Store",
+    "Variable",
     "Work",
     "World",
     "all_gather",

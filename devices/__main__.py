@@ -14,6 +14,7 @@ from devices.errors import did_you_mean
 
 _COMMANDS = {
     "doctor": "say what is installed, what is here, what `auto` would choose, and what is broken",
+    "env": "print the variables that a program's ranks on this machine are to be started with, and why",
     "check": "run a torchrun program on thread ranks, and list what in it is bound to a vendor or refused by a target",
     "new-plugin": "write the package of a new backend, complete, to begin from",
     "conformance": "prove that a backend keeps every law of the interface, or show how it does not",
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if known.command == "doctor":
             return _doctor(as_json=known.json)
+        if known.command == "env":
+            return _env(known)
         if known.command == "new-plugin":
             return _new_plugin(known.name, known.into)
         if known.command == "conformance":
@@ -72,6 +75,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         allow_abbrev=False,
     )
     doctor.add_argument("--json", action="store_true", help="print all of it as JSON")
+    env = commands.add_parser(
+        "env",
+        help=_COMMANDS["env"],
+        description="Print the variables that a program's ranks on this machine are to be started with, as lines for a "
+        "shell, each with its reason.",
+        epilog="Exit status: 0 if it is said, 2 if it cannot be.",
+        allow_abbrev=False,
+    )
+    env.add_argument("--backend", default="auto", metavar="NAME", help="for this backend, present or not (auto)")
+    env.add_argument("--ranks", type=int, metavar="N", help="how many ranks on this machine (as many as devices)")
+    env.add_argument("--local-rank", type=int, metavar="N", help="with what this rank alone is to have")
+    env.add_argument("--json", action="store_true", help="print all of it as JSON")
     check = commands.add_parser(
         "check",
         help=_COMMANDS["check"],
@@ -127,7 +142,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         "--version",
         "--json",
         "--target",
+        "--backend",
         "--ranks",
+        "--local-rank",
         "--timeout",
         "--trace",
         "--last",
@@ -149,6 +166,20 @@ def _new_plugin(name: str, into: str) -> int:
         print(f"devices new-plugin: {error}", file=sys.stderr)
         return 2
     print(f"{folder} is there. Next: cd {folder}; pip install --editable .; devices conformance {name}")
+    return 0
+
+
+def _env(options: argparse.Namespace) -> int:
+    from devices import _env
+    from devices.errors import DevicesError
+
+    try:
+        found = _env.examine(options.backend, options.ranks, options.local_rank)
+    except DevicesError as error:
+        print(f"devices env: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=2) if options.json else _env.as_script(found))
+    sys.stdout.flush()
     return 0
 
 

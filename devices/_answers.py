@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from devices._backend import Backend, Capabilities, Device, Link, Probe
+from devices._backend import Backend, Capabilities, Device, Link, Probe, Variable
 from devices._plugin import Loaded, shown, words
-from devices.errors import PluginError
+from devices.errors import PluginError, UnsupportedError
 
 if TYPE_CHECKING:
     from devices.topology.graph import Topology
@@ -101,6 +101,46 @@ def topology_of(backend: Backend) -> Topology | None:
     return found
 
 
+def contradictions_of(backend: Backend) -> tuple[str, ...]:
+    """Return what a backend says contradicts itself on this host."""
+    doing = "looking for settings that contradict each other"
+    try:
+        found: tuple[object, ...] = tuple(itertools.islice(backend.contradictions(), MOST))
+    except _ANY as error:
+        raise _raised(doing, error) from error
+    for each in found:
+        if not isinstance(each, str) or not each.strip():
+            raise PluginError(f"{doing} gave {shown(each)}, which is no sentence")
+    return tuple(map(str, found))
+
+
+def variables_of(backend: Backend, ranks: int | None, local_rank: int | None) -> tuple[Variable, ...]:
+    """Return the variables that a backend's ranks are to be started with.
+
+    Raises:
+        UnsupportedError: so many ranks cannot be.
+        PluginError: the plugin is at fault.
+    """
+    doing = "asking for the variables to start ranks with"
+    try:
+        found: tuple[object, ...] = tuple(itertools.islice(backend.launch_environment(ranks, local_rank), MOST))
+    except UnsupportedError:
+        raise
+    except _ANY as error:
+        raise _raised(doing, error) from error
+    kept: dict[str, Variable] = {}
+    for each in found:
+        if not isinstance(each, Variable):
+            raise PluginError(f"{doing} gave {shown(each)}, which is no devices.Variable")
+        texts: tuple[object, ...] = (each.name, each.value, each.why)
+        if not all(isinstance(text, str) and text.isprintable() for text in texts) or not each.name.isidentifier():
+            raise PluginError(f"{doing} gave {shown(each)}; a name is a word, its value and reason one line of text")
+        if each.name in kept:
+            raise PluginError(f"{doing} gave {each.name} twice")
+        kept[each.name] = each
+    return tuple(kept.values())
+
+
 def links_of_hook(plugin: Loaded) -> Links:
     """Return what the plugin's hook `devices_links` states."""
     doing = "its hook `devices_links`"
@@ -141,6 +181,7 @@ def targets_of(plugin: Loaded) -> list[dict[str, Any]]:
 # The same for a child process, which says what it is doing before it does it, in case that ends it.
 
 PROBE, DEVICES, LINKS, TOPOLOGY, TARGETS = "probe", "devices", "links", "topology", "targets"
+CONTRADICTIONS = "contradictions"
 
 Step = tuple[str, str, Callable[[], Any]]
 """The backend that it is about, "" for the plugin itself; what is being done, in words; and what gives the answer."""
@@ -157,6 +198,8 @@ def steps(plugin: Loaded, question: str) -> Iterator[Step]:
             yield backend.name, "asking for the links of its devices", partial(_links_data, links_of_backend, backend)
         elif question == TOPOLOGY:
             yield backend.name, "asking for its topology", partial(_topology_data, backend)
+        elif question == CONTRADICTIONS:
+            yield backend.name, "looking for settings that contradict each other", partial(contradictions_of, backend)
     if question == LINKS and "devices_links" in plugin.hooks:
         yield "", "its hook `devices_links`", partial(_links_data, links_of_hook, plugin)
     if question == TARGETS and "devices_targets" in plugin.hooks:
@@ -171,6 +214,8 @@ def from_data(question: str, data: Any) -> Any:
         return tuple(Device(**device) for device in data)
     if question == LINKS:
         return {label: tuple(Link(**link) for link in links) for label, links in data.items()}
+    if question == CONTRADICTIONS:
+        return tuple(data)
     if question == TOPOLOGY and data is not None:
         from devices.topology.files import from_data as from_table
 

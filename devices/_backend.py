@@ -74,6 +74,21 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Variable:
+    """A variable of the environment that a rank is to be started with.
+
+    Args:
+        name: of the variable.
+        value: what to set it to.
+        why: what it is for, in words, for whoever reads it in a script.
+    """
+
+    name: str
+    value: str
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a device and its communicator can do, as data. What is not declared here is composed or refused.
 
@@ -348,6 +363,27 @@ class Backend(abc.ABC):
         that no more is known than `Capabilities.links`; where there is a topology, those links are not added to it.
         """
         return None
+
+    def launch_environment(self, ranks: int | None = None, local_rank: int | None = None) -> Sequence[Variable]:
+        """Return the variables that a program's ranks on this host are to be started with, for `devices env`.
+
+        Args:
+            ranks: how many there are on this host; as many as there are devices if None.
+            local_rank: the rank whose own variables to return; those that are the same for all ranks if None.
+
+        Raises:
+            UnsupportedError: so many ranks cannot be started here; or, whether present or not, there is no hardware
+                to say it for.
+        """
+        return ()
+
+    def contradictions(self) -> Sequence[str]:
+        """Return a sentence for each setting here that contradicts another one or the hardware, for `devices doctor`.
+
+        It says what is set, what that contradicts and what to do. Asked of a backend that is absent too: within a
+        second, no context opened, nothing heavy imported.
+        """
+        return ()
 
     @abc.abstractmethod
     def open(self, group: Group) -> Communicator:

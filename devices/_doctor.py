@@ -150,6 +150,7 @@ def _problems(torch: dict[str, Any], plugins: list[dict[str, Any]], auto: dict[s
         if backend["error"]
     ]
     problems += [str(error) for error in (*_registry.link_errors(), *catalogue.faults())]
+    problems += _registry.contradictions()
     problems += _registry.unmatched_names()
     problems += unreadable()
     if auto["backend"] is None and auto["reason"].startswith("DEVICES_BACKEND="):

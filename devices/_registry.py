@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
-from devices._answers import DEVICES, LINKS, PROBE, TARGETS, TOPOLOGY, Links
+from devices._answers import CONTRADICTIONS, DEVICES, LINKS, PROBE, TARGETS, TOPOLOGY, Links
 from devices._backend import Backend, Device, Link, Probe
 from devices._installed import allow_list, installed
 from devices._observer import Observer
@@ -201,6 +201,22 @@ def topologies() -> dict[str, Topology | None]:
     return {name: None if isinstance(each, PluginError) else each for name, each in said.items()}
 
 
+def contradictions() -> tuple[str, ...]:
+    """Return a sentence for each setting that contradicts another one or the hardware, as the backends see it.
+
+    A backend that is absent is asked too, and one that cannot answer is told of in its place.
+    """
+    names = [name for name in backends() if not isinstance(_probed(name), PluginError)]
+    with _lock:
+        roster = _state().roster
+        roster.prepare(CONTRADICTIONS, sorted({roster.holders[name] for name in names}))
+    found: list[str] = []
+    for name in names:
+        said = _asked(CONTRADICTIONS, name)
+        found += [str(said)] if isinstance(said, PluginError) else [f"{name}: {each}" for each in said or ()]
+    return tuple(found)
+
+
 def targets() -> dict[str, list[dict[str, Any]] | PluginError]:
     """Return what each plugin adds to the catalogue, by the plugin's name in words, not read yet."""
     return _of_plugins(TARGETS, "devices_targets")
@@ -383,6 +399,13 @@ def _present(question: str) -> list[str]:
         roster = _state().roster
         roster.prepare(question, sorted({roster.holders[name] for name in names}))
     return names
+
+
+def _probed(name: str) -> Probe | PluginError:
+    try:
+        return probe(name)
+    except PluginError as error:
+        return error
 
 
 def _asked(question: str, name: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import final
 
-from devices import Backend, Capabilities, Communicator, Device, Group, Probe, hookimpl
+from devices import Backend, Capabilities, Communicator, Device, Group, Probe, Variable, hookimpl
 
 _DTYPES = (
     "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
@@ -43,6 +43,16 @@ class CPUBackend(Backend):
             dtypes=frozenset(getattr(torch, name) for name in _DTYPES),
             reductions=MappingProxyType(dict(ProcessGroupCommunicator.reductions_of("gloo"))),
         )
+
+    def launch_environment(self, ranks: int | None = None, local_rank: int | None = None) -> Sequence[Variable]:
+        from devices_cpu.launch import variables
+
+        return variables(ranks, os.environ) if local_rank is None else ()
+
+    def contradictions(self) -> Sequence[str]:
+        from devices_cpu.launch import contradictions
+
+        return contradictions(os.environ)
 
     def open(self, group: Group) -> Communicator:
         from devices import open_shared_memory

@@ -12,11 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from devices import Backend, Capabilities, Communicator, Device, Group, Probe, hookimpl
+from devices import Backend, Capabilities, Communicator, Device, Group, Probe, Variable, hookimpl
+from devices.errors import UnsupportedError
 from devices_neuron.cores import Core, SettingsError, usable_cores
 from devices_neuron.discover import discover
 from devices_neuron.machine import Absent, Machine
 from devices_neuron.software import Software, installed
+from devices_neuron.tree import Tree
 
 if TYPE_CHECKING:
     from devices.topology import Topology
@@ -94,6 +96,29 @@ class NeuronBackend(Backend):
             return None
         return topology_of(machine, self._cores())
 
+    def launch_environment(self, ranks: int | None = None, local_rank: int | None = None) -> Sequence[Variable]:
+        from devices_neuron.launch import own_variables, shared_variables
+
+        machine = self.machine
+        if isinstance(machine, Absent):
+            raise UnsupportedError(machine.reason)
+        try:
+            if local_rank is not None:
+                return own_variables(machine, self._environment, ranks, local_rank)
+            # That so many ranks can be started is found out here too.
+            own_variables(machine, self._environment, ranks, 0)
+            return shared_variables(machine, Tree(self._root), self._environment)
+        except SettingsError as error:
+            raise UnsupportedError(f"{machine}: {error}") from error
+
+    def contradictions(self) -> Sequence[str]:
+        from devices_neuron.contradictions import contradictions_of
+
+        machine = self.machine
+        if isinstance(machine, Absent):
+            return machine.faults
+        return contradictions_of(machine, Tree(self._root), self._environment)
+
     def open(self, group: Group) -> Communicator:
         opened: Communicator = import_module("devices_neuron.group").open_group(group)
         return opened
@@ -125,7 +150,6 @@ class NeuronBackend(Backend):
 
     def _free(self, core: Core) -> int | None:
         from devices_neuron.sysfs import used_memory
-        from devices_neuron.tree import Tree
 
         used = [used_memory(Tree(self._root), core.chip.index, each) for each in core.physical]
         if core.memory is None or any(each is None for each in used):

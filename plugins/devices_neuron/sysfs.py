@@ -147,3 +147,27 @@ def _neighbours(tree: Tree, path: str) -> tuple[int, ...] | None:
         tree.faults.append(f"/{path} names a chip twice: {text[:40]!r}")
         return None
     return tuple(map(int, parts))
+
+
+def efa_cards(tree: Tree) -> int:
+    """Return how many EFA network cards the machine has."""
+    folder = tree.root / "sys/class/infiniband"
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return 0
+    found = 0
+    for name in names:
+        vendor = tree.text(f"sys/class/infiniband/{name}/device/vendor")
+        device = tree.text(f"sys/class/infiniband/{name}/device/device")
+        found += vendor == _AMAZON and device is not None and device.startswith("0xefa")
+    return found
+
+
+def is_amazon_linux_2(tree: Tree) -> bool:
+    """Return whether the machine runs Amazon Linux 2, and not a later one."""
+    try:
+        text = (tree.root / "etc/os-release").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return bool(re.search(r'^ID="?amzn"?$', text, re.M) and re.search(r'^VERSION_ID="?2"?$', text, re.M))

@@ -58,6 +58,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "testing",
         "_doctor",
         "_doctor_view",
+        "_env",
         "_flight_read",
         "_flight_trace",
         "_flight_view",
