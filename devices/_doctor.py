@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +29,7 @@ def examine() -> dict[str, Any]:
     torch = _examine_torch()  # first, before anything else brings torch in and registers our group
     _registry.available()  # all plugins at once, not one after another
     plugins = [_examine_plugin(plugin) for plugin in _registry.plugins()]
+    contradictions = _registry.contradictions()  # before a stranger may be loaded here, where it could end us
     auto = _examine_auto()
     return {
         "schema": SCHEMA,
@@ -42,7 +44,7 @@ def examine() -> dict[str, Any]:
         "auto": auto,
         "cpu": _examine_cpu(),
         "switches": _switches(),
-        "problems": _problems(torch, plugins, auto),
+        "problems": _problems(torch, plugins, auto, contradictions),
     }
 
 
@@ -141,7 +143,9 @@ def _switches() -> list[dict[str, str]]:
     ]
 
 
-def _problems(torch: dict[str, Any], plugins: list[dict[str, Any]], auto: dict[str, Any]) -> list[str]:
+def _problems(
+    torch: dict[str, Any], plugins: list[dict[str, Any]], auto: dict[str, Any], contradictions: Sequence[str]
+) -> list[str]:
     problems = [plugin["error"] for plugin in plugins if plugin["error"]]
     problems += [
         f"{backend['error']} (it is of {plugin['distribution']} {plugin['version']})"
@@ -150,7 +154,7 @@ def _problems(torch: dict[str, Any], plugins: list[dict[str, Any]], auto: dict[s
         if backend["error"]
     ]
     problems += [str(error) for error in (*_registry.link_errors(), *catalogue.faults())]
-    problems += _registry.contradictions()
+    problems += contradictions
     problems += _registry.unmatched_names()
     problems += unreadable()
     if auto["backend"] is None and auto["reason"].startswith("DEVICES_BACKEND="):

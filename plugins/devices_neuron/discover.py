@@ -78,6 +78,9 @@ class _Meeting:
         generation = self._generation(instance_type)
         if isinstance(generation, Absent):
             return generation
+        if by_instance(instance_type) != generation:
+            # What all others contradict.
+            instance_type = ""
         present = sorted({*self._files, *self._nodes})
         if lost := sorted(self._listed.keys() - set(present)):
             self._faults.append(f"neuron-ls lists {_chips(lost)}, of which the driver has no files")

@@ -109,6 +109,12 @@ def parse(text: str) -> Listing:
         if chip.index in chips:
             raise ListingError(f"it lists device {chip.index} twice")
         chips[chip.index] = chip
+    owners: dict[int, int] = {}
+    for chip in chips.values():
+        for core in chip.core_ids or ():
+            if core in owners:
+                raise ListingError(f"it gives core {core} to device {owners[core]} and device {chip.index}")
+            owners[core] = chip.index
     types = {_text(record, "instance_type") for record in found} | {str(headings.get("instance-type") or "")}
     settings = {chip.lnc for chip in chips.values()} | {_lnc(headings.get("logical-neuroncore-config"))}
     return Listing(chips, _one("instance type", types - {""}) or "", _one("LNC", settings - {None}))

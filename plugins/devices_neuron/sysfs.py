@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from devices_neuron.chips import GENERATIONS, Generation
 from devices_neuron.machine import MOST_CHIPS, UltraServer
@@ -50,7 +51,7 @@ def chips(tree: Tree) -> dict[int, ChipFiles]:
 def nodes(tree: Tree) -> dict[int, bool]:
     """Return the numbers of the chips that have a node in /dev, and whether this process may open it."""
     found = {index: path for index, path in tree.numbered("dev", "neuron").items() if index < MOST_CHIPS}
-    return {index: os.access(path, os.R_OK | os.W_OK) and not path.is_dir() for index, path in found.items()}
+    return {index: not path.is_dir() and _may_open(path) for index, path in found.items()}
 
 
 def driver(tree: Tree) -> str | None:
@@ -116,6 +117,11 @@ def ultraserver(tree: Tree, gaps: list[str]) -> UltraServer | None:
         else:
             tree.faults.append(f"/{place} says node {node}, and server_id_{nodes} that there is no UltraServer")
     return None
+
+
+def _may_open(path: Path) -> bool:
+    # To open one would take it from others.
+    return os.access(path, os.R_OK | os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _chip(tree: Tree, index: int) -> ChipFiles:

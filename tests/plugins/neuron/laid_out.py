@@ -12,7 +12,12 @@ NAMES = tuple(sorted(path.stem for path in MACHINES.glob("*.tree")))
 
 
 def lay_out(name: str, root: Path) -> Path:
-    """Lay a machine out under `root` and return that folder; it has a `neuron-ls` if one's output is there."""
+    """Lay a machine out under `root`, unless something is there, and return that folder.
+
+    It has a `neuron-ls` if one's output is there.
+    """
+    if any(root.iterdir()):
+        return root
     for line in (MACHINES / f"{name}.tree").read_text().splitlines():
         if line.startswith("#"):
             continue

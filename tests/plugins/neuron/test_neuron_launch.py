@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,17 +49,17 @@ def hold(root: Path, held: dict[int, dict[str, object]], name: str = "trn2.48xla
     ],
 )
 def test_ranks_have_one_core_each_in_order_and_meet_at_one_address_not_run_on_hardware(
-    tmp_path: Path, name: str, ranks: int, variables: dict[str, str]
+    at: Callable[[str], Path], name: str, ranks: int, variables: dict[str, str]
 ) -> None:
-    neuron = backend(name, tmp_path)
+    neuron = backend(name, at(name))
     assert shared(neuron) == variables | {"NEURON_RT_ROOT_COMM_ID": "127.0.0.1:62182"}
     assert [core_of(neuron, None, rank) for rank in range(ranks)] == list(range(ranks))
     with pytest.raises(UnsupportedError, match=f"there is no local rank {ranks}, with {ranks} ranks"):
         neuron.launch_environment(None, ranks)
 
 
-def test_ranks_of_several_machines_meet_at_the_first_on_a_port_that_is_not_torchruns(tmp_path: Path) -> None:
-    neuron = backend("trn2.3xlarge", tmp_path, MASTER_ADDR="10.0.0.7", MASTER_PORT="29500")
+def test_ranks_of_several_machines_meet_at_the_first_on_a_port_that_is_not_torchruns(at: Callable[[str], Path]) -> None:
+    neuron = backend("trn2.3xlarge", at("trn2.3xlarge"), MASTER_ADDR="10.0.0.7", MASTER_PORT="29500")
     assert shared(neuron)["NEURON_RT_ROOT_COMM_ID"] == "10.0.0.7:29501"
 
 
@@ -114,9 +115,11 @@ def test_tools_that_look_hold_no_core(tmp_path: Path) -> None:
         ("no-device", None, "no AWS Neuron device"),
     ],
 )
-def test_ranks_that_cannot_be_started_are_refused(tmp_path: Path, name: str, ranks: int | None, told: str) -> None:
+def test_ranks_that_cannot_be_started_are_refused(
+    at: Callable[[str], Path], name: str, ranks: int | None, told: str
+) -> None:
     with pytest.raises(UnsupportedError, match=told):
-        backend(name, tmp_path).launch_environment(ranks)
+        backend(name, at(name)).launch_environment(ranks)
 
 
 def test_ranks_that_find_no_free_cores_are_refused_with_who_has_them(tmp_path: Path) -> None:
@@ -171,12 +174,11 @@ def test_ranks_that_find_no_free_cores_are_refused_with_who_has_them(tmp_path: P
         ({"PJRT_DEVICE": "NEURON"}, "PJRT_DEVICE=NEURON does nothing: it is torch-xla's"),
     ],
 )
-def test_a_contradiction_is_one_sentence_that_says_what_is_set(
-    tmp_path: Path, environment: dict[str, str], told: str
+def test_a_contradiction_is_a_sentence_that_says_what_is_set(
+    at: Callable[[str], Path], environment: dict[str, str], told: str
 ) -> None:
-    found = backend("trn2.48xlarge-lnc2", tmp_path, **environment).contradictions()
-    assert len(found) == 1, found
-    assert told in found[0]
+    found = backend("trn2.48xlarge-lnc2", at("trn2.48xlarge-lnc2"), **environment).contradictions()
+    assert len([each for each in found if told in each]) == 1, found
 
 
 @pytest.mark.parametrize(
@@ -192,8 +194,8 @@ def test_a_contradiction_is_one_sentence_that_says_what_is_set(
         {"PJRT_DEVICE": "CPU"},
     ],
 )
-def test_settings_that_agree_are_no_contradiction(tmp_path: Path, environment: dict[str, str]) -> None:
-    assert backend("trn2.48xlarge-lnc2", tmp_path, **environment).contradictions() == ()
+def test_settings_that_agree_are_no_contradiction(at: Callable[[str], Path], environment: dict[str, str]) -> None:
+    assert backend("trn2.48xlarge-lnc2", at("trn2.48xlarge-lnc2"), **environment).contradictions() == ()
 
 
 def test_cores_that_another_process_holds_are_one_with_who_it_is(tmp_path: Path) -> None:
@@ -212,14 +214,14 @@ def test_a_provider_that_leaves_efa_cards_unused_is_one(tmp_path: Path) -> None:
     assert "FI_PROVIDER=tcp, and this machine has 1 EFA cards" in told
 
 
-def test_a_half_broken_driver_is_told_of_and_the_chips_that_work_are_used(tmp_path: Path) -> None:
-    neuron = backend("half-broken-driver", tmp_path)
+def test_a_half_broken_driver_is_told_of_and_the_chips_that_work_are_used(at: Callable[[str], Path]) -> None:
+    neuron = backend("half-broken-driver", at("half-broken-driver"))
     found = neuron.contradictions()
     assert any("neuron-ls cannot be used: it ended with status 1: cannot read the devices" in each for each in found)
     assert any("/dev has neuron5, neuron11, and the driver's folder in /sys has not" in each for each in found)
     assert "of which `devices doctor` tells" in neuron.probe().reason
 
 
-def test_a_machine_without_chips_has_none(tmp_path: Path) -> None:
-    neuron = backend("no-device", tmp_path, NEURON_RT_VISIBLE_CORES="all", NEURON_RT_NUM_CORES="4")
+def test_a_machine_without_chips_has_none(at: Callable[[str], Path]) -> None:
+    neuron = backend("no-device", at("no-device"), NEURON_RT_VISIBLE_CORES="all", NEURON_RT_NUM_CORES="4")
     assert neuron.contradictions() == ()

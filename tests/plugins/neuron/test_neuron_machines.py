@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ ALONE: dict[int, set[int]] = {0: set()}
     ],
 )
 def test_a_machine_is_as_its_documents_say_not_run_on_hardware(
-    tmp_path: Path,
+    at: Callable[[str], Path],
     name: str,
     generation: str,
     instance: str,
@@ -76,7 +77,7 @@ def test_a_machine_is_as_its_documents_say_not_run_on_hardware(
     lnc: int | None,
     neighbours: dict[int, set[int]],
 ) -> None:
-    machine = found(name, tmp_path)
+    machine = found(name, at(name))
     assert (machine.generation.name, machine.instance_type, machine.lnc) == (generation, instance, lnc)
     assert {chip.cores for chip in machine.chips} == {cores}
     assert {chip.memory for chip in machine.chips} == {gib * GIB}
@@ -84,16 +85,16 @@ def test_a_machine_is_as_its_documents_say_not_run_on_hardware(
     assert machine.faults == ()
 
 
-def test_chips_have_their_places_on_the_bus_their_numa_nodes_and_their_cpus(tmp_path: Path) -> None:
-    chips = found("trn2.48xlarge-lnc2", tmp_path).chips
+def test_chips_have_their_places_on_the_bus_their_numa_nodes_and_their_cpus(at: Callable[[str], Path]) -> None:
+    chips = found("trn2.48xlarge-lnc2", at("trn2.48xlarge-lnc2")).chips
     assert [chip.numa for chip in chips] == [1] * 4 + [0] * 8 + [1] * 4
     assert (chips[0].pci, chips[0].cpus) == ("0000:cc:00.0", "48-95,144-191")
     assert (chips[15].pci, chips[4].cpus) == ("0000:f7:00.0", "0-47,96-143")
     assert chips[3].core_ids == (12, 13, 14, 15)
 
 
-def test_a_machine_without_numa_nodes_has_none(tmp_path: Path) -> None:
-    assert found("trn1.2xlarge", tmp_path).chips[0].numa is None
+def test_a_machine_without_numa_nodes_has_none(at: Callable[[str], Path]) -> None:
+    assert found("trn1.2xlarge", at("trn1.2xlarge")).chips[0].numa is None
 
 
 def test_an_inferentia2_is_not_taken_for_a_trainium2_whose_chips_the_driver_calls_alike(tmp_path: Path) -> None:
@@ -112,13 +113,13 @@ def discover_without_names(root: Path) -> Machine:
     return machine
 
 
-def test_a_machine_knows_its_ultraserver_and_its_place_there(tmp_path: Path) -> None:
-    assert found("trn2u.48xlarge", tmp_path).ultraserver == UltraServer("9ff5434815c8bd80", 2, 4)
+def test_a_machine_knows_its_ultraserver_and_its_place_there(at: Callable[[str], Path]) -> None:
+    assert found("trn2u.48xlarge", at("trn2u.48xlarge")).ultraserver == UltraServer("9ff5434815c8bd80", 2, 4)
 
 
 @pytest.mark.parametrize("name", ["trn2.48xlarge-lnc2", "trn1.32xlarge", "trn2.3xlarge", "old-driver"])
-def test_a_machine_of_no_ultraserver_says_so(tmp_path: Path, name: str) -> None:
-    assert found(name, tmp_path).ultraserver is None
+def test_a_machine_of_no_ultraserver_says_so(at: Callable[[str], Path], name: str) -> None:
+    assert found(name, at(name)).ultraserver is None
 
 
 def test_an_ultraserver_that_is_still_electing_is_not_known_yet(tmp_path: Path) -> None:
@@ -130,17 +131,17 @@ def test_an_ultraserver_that_is_still_electing_is_not_known_yet(tmp_path: Path) 
     assert any("still electing" in gap for gap in machine.gaps)
 
 
-def test_a_trainium3_of_16_chips_is_joined_by_a_switch_whatever_table_its_driver_has(tmp_path: Path) -> None:
-    machine = found("trn3.48xlarge", tmp_path)
+def test_a_trainium3_of_16_chips_is_joined_by_a_switch_whatever_table_its_driver_has(at: Callable[[str], Path]) -> None:
+    machine = found("trn3.48xlarge", at("trn3.48xlarge"))
     assert any("by a switch" in gap for gap in machine.gaps)
-    graph = backend("trn3.48xlarge", tmp_path).topology()
+    graph = backend("trn3.48xlarge", at("trn3.48xlarge")).topology()
     assert graph is not None
     assert graph.neighbours("neuron chip 3")[-1] == "neuronswitch"
     assert len(graph.links_from("neuronswitch")) == 16
 
 
-def test_what_a_user_may_not_read_is_taken_from_the_documents_and_said(tmp_path: Path) -> None:
-    machine = found("old-driver", tmp_path)
+def test_what_a_user_may_not_read_is_taken_from_the_documents_and_said(at: Callable[[str], Path]) -> None:
+    machine = found("old-driver", at("old-driver"))
     assert any("taken from the documents" in gap for gap in machine.gaps)
 
 
@@ -175,9 +176,9 @@ def test_sysfs_alone_and_neuron_ls_alone_find_the_same_machine(tmp_path: Path) -
     ],
 )
 def test_a_device_is_a_logical_core_with_its_share_of_memory_not_run_on_hardware(
-    tmp_path: Path, name: str, count: int, gib: int, lnc: int
+    at: Callable[[str], Path], name: str, count: int, gib: int, lnc: int
 ) -> None:
-    neuron = backend(name, tmp_path)
+    neuron = backend(name, at(name))
     assert neuron.probe().present, neuron.probe()
     listed = neuron.devices()
     assert [str(device) for device in listed] == [f"neuron:{index}" for index in range(count)]
@@ -207,8 +208,10 @@ def test_what_is_in_use_is_not_free(tmp_path: Path) -> None:
         ({"NEURON_RT_NUM_CORES": "8", "NEURON_RT_VISIBLE_CORES": "0-3"}, 4),
     ],
 )
-def test_variables_say_which_cores_a_process_may_use(tmp_path: Path, environment: dict[str, str], count: int) -> None:
-    listed = backend("trn2.48xlarge-lnc2", tmp_path, **environment).devices()
+def test_variables_say_which_cores_a_process_may_use(
+    at: Callable[[str], Path], environment: dict[str, str], count: int
+) -> None:
+    listed = backend("trn2.48xlarge-lnc2", at("trn2.48xlarge-lnc2"), **environment).devices()
     assert [device.index for device in listed] == list(range(count))
 
 
@@ -227,9 +230,9 @@ def test_variables_say_which_cores_a_process_may_use(tmp_path: Path, environment
     ],
 )
 def test_a_variable_that_asks_for_what_is_not_there_is_the_reason_of_an_absence(
-    tmp_path: Path, environment: dict[str, str], reason: str
+    at: Callable[[str], Path], environment: dict[str, str], reason: str
 ) -> None:
-    neuron = backend("trn2.48xlarge-lnc2", tmp_path, **environment)
+    neuron = backend("trn2.48xlarge-lnc2", at("trn2.48xlarge-lnc2"), **environment)
     assert not neuron.probe().present
     assert reason in neuron.probe().reason
     assert neuron.devices() == ()
@@ -251,16 +254,16 @@ def test_a_variable_that_asks_for_what_is_not_there_is_the_reason_of_an_absence(
         ("trn1.2xlarge", "1 Trainium1 chip (trn1.2xlarge): native TorchNeuron"),
     ],
 )
-def test_an_absence_has_its_reason(tmp_path: Path, name: str, reason: str) -> None:
-    neuron = backend(name, tmp_path)
+def test_an_absence_has_its_reason(at: Callable[[str], Path], name: str, reason: str) -> None:
+    neuron = backend(name, at(name))
     assert not neuron.probe().present
     assert neuron.probe().reason.startswith(reason)
     assert neuron.devices() == ()
     assert neuron.topology() is None
 
 
-def test_what_an_older_chip_needs_is_said(tmp_path: Path) -> None:
-    assert "torch-xla and Neuron SDK 2.31 or older" in backend("inf2.48xlarge", tmp_path).probe().reason
+def test_what_an_older_chip_needs_is_said(at: Callable[[str], Path]) -> None:
+    assert "torch-xla and Neuron SDK 2.31 or older" in backend("inf2.48xlarge", at("inf2.48xlarge")).probe().reason
 
 
 def test_a_driver_that_has_made_no_device_is_told_from_one_that_is_not_loaded(tmp_path: Path) -> None:
@@ -340,15 +343,17 @@ def number(name: str) -> int:
     ("name", "joined"),
     [("trn2.48xlarge-lnc1", TORUS), ("trn2u.48xlarge", TORUS), ("trn2.3xlarge", ALONE), ("old-driver", TORUS)],
 )
-def test_chips_are_joined_as_the_machine_says(tmp_path: Path, name: str, joined: dict[int, set[int]]) -> None:
-    graph = graph_of(name, tmp_path)
+def test_chips_are_joined_as_the_machine_says(
+    at: Callable[[str], Path], name: str, joined: dict[int, set[int]]
+) -> None:
+    graph = graph_of(name, at(name))
     assert chips_of(graph) == joined
     graph.require_connected()
     graph.require_bandwidths() if len(joined) > 1 else None
 
 
-def test_links_have_the_figures_of_the_catalogue_by_the_name_of_their_source(tmp_path: Path) -> None:
-    graph = graph_of("trn2.48xlarge-lnc2", tmp_path)
+def test_links_have_the_figures_of_the_catalogue_by_the_name_of_their_source(at: Callable[[str], Path]) -> None:
+    graph = graph_of("trn2.48xlarge-lnc2", at("trn2.48xlarge-lnc2"))
     [link] = [link for link in graph.links_from("neuron chip 0") if link.target == "neuron chip 12"]
     # 1024 GB/s of a chip's links within the machine, halved for one direction, over its four neighbours.
     assert link.bandwidth == 1024e9 / 2 / 4
@@ -370,8 +375,8 @@ def test_a_machine_that_the_catalogue_has_not_gets_no_figures_of_another(tmp_pat
     assert {link.bandwidth for link in graph.links if link.kind == "neuronlink"} == {None}
 
 
-def test_devices_carry_their_core_chip_and_numa_node(tmp_path: Path) -> None:
-    graph = graph_of("trn2.48xlarge-lnc2", tmp_path, NEURON_RT_VISIBLE_CORES="60-63")
+def test_devices_carry_their_core_chip_and_numa_node(at: Callable[[str], Path]) -> None:
+    graph = graph_of("trn2.48xlarge-lnc2", at("trn2.48xlarge-lnc2"), NEURON_RT_VISIBLE_CORES="60-63")
     assert len(graph.devices) == 4
     assert dict(graph.node("neuron:0").attributes) == {
         "core": 60, "chip": 15, "lnc": 2, "memory": 24 * GIB, "numa": 1,
@@ -379,15 +384,15 @@ def test_devices_carry_their_core_chip_and_numa_node(tmp_path: Path) -> None:
     assert graph.node("neuron chip 2").attributes["serial"] == "9ff5434815c8bd82"
 
 
-def test_a_chip_says_of_which_ultraserver_it_is(tmp_path: Path) -> None:
-    attributes = graph_of("trn2u.48xlarge", tmp_path).node("neuron chip 0").attributes
+def test_a_chip_says_of_which_ultraserver_it_is(at: Callable[[str], Path]) -> None:
+    attributes = graph_of("trn2u.48xlarge", at("trn2u.48xlarge")).node("neuron chip 0").attributes
     assert (attributes["ultraserver"], attributes["node"]) == ("9ff5434815c8bd80", 2)
 
 
-def test_capabilities_are_those_of_the_catalogue(tmp_path: Path) -> None:
+def test_capabilities_are_those_of_the_catalogue(at: Callable[[str], Path]) -> None:
     import torch
 
-    neuron = backend("trn2.48xlarge-lnc2", tmp_path)
+    neuron = backend("trn2.48xlarge-lnc2", at("trn2.48xlarge-lnc2"))
     [first, *_] = neuron.devices()
     found = neuron.capabilities(first)
     assert [size for size in range(1, 129) if found.allows_group_of(size)] == [1, 2, 4, 8, 16, 32, 64, 96, 128]
@@ -402,10 +407,10 @@ def test_capabilities_are_those_of_the_catalogue(tmp_path: Path) -> None:
     assert neuron.capabilities(first) == found
 
 
-def test_a_trainium3_has_the_float8_that_a_trainium2_lacks(tmp_path: Path) -> None:
+def test_a_trainium3_has_the_float8_that_a_trainium2_lacks(at: Callable[[str], Path]) -> None:
     import torch
 
-    neuron = backend("trn3e.24xlarge", tmp_path)
+    neuron = backend("trn3e.24xlarge", at("trn3e.24xlarge"))
     assert torch.float8_e4m3fn in neuron.capabilities(neuron.devices()[0]).dtypes
 
 
