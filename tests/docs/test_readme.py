@@ -16,7 +16,10 @@ from doc_blocks import DOCUMENTS, ROOT, Block, blocks, empty_environment, enviro
 pytestmark = pytest.mark.slow
 
 BLOCKS = [
-    block for document in DOCUMENTS for block in blocks(document) if document.name not in ("backend.md", "hooks.md")
+    block
+    for document in DOCUMENTS
+    for block in blocks(document)
+    if document.name not in ("backend.md", "hooks.md", "topology.md")
 ]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 COMMANDS = [block for block in BLOCKS if block.language == "bash"]
