@@ -1,10 +1,10 @@
 """Bounds and schedules on topologies: how long they take to find, and how close the schedules come to the bounds.
 
-Run `python benchmarks/topology.py`. A time is the processor time of all threads together, so what one core needs; it is
-the median of a few runs, each from nothing. Up to 64 devices every schedule is replayed on real tensors, which counts the
-bytes on every link, and its ratio is of what was counted. The limits are those that the project sets itself. What others
-take was measured elsewhere, on a machine with two cores: ForestColl's public Python 4.8 s for 2 x DGX A100 and 62.6 s for
-the cube of 64 chips, TACOS 4.2 s for 99 % at 512 chips and 88 s at 1,024.
+Run `python benchmarks/topology.py`. A time is the processor time of all threads together, so what one core needs; it
+is the median of a few runs, each from nothing. Up to 64 devices every schedule is replayed on real tensors, which
+counts the bytes on every link, and its ratio is of what was counted. The limits are those that the project sets
+itself. What others take was measured elsewhere, on a machine with two cores: ForestColl's public Python 4.8 s for 2 x
+DGX A100 and 62.6 s for the cube of 64 chips, TACOS 4.2 s for 99 % at 512 chips and 88 s at 1,024.
 """
 
 from __future__ import annotations
