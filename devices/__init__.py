@@ -59,7 +59,10 @@ if TYPE_CHECKING:
     from devices._torch_groups import torch_backend
     from devices._work import Work
     from devices._world import World, explain, init
+    from devices.fabric.communicator import FabricCommunicator
+    from devices.fabric.host.fabric import open_fabric
     from devices.fabric.host.meeting import open_shared_memory
+    from devices.fabric.interface import Fabric
 
 __version__ = "0.1.0"
 
@@ -95,6 +98,9 @@ _LAZY = {
     "torch_backend": "devices._torch_groups",
     "Work": "devices._work",
     **dict.fromkeys(("World", "explain", "init"), "devices._world"),
+    "Fabric": "devices.fabric.interface",
+    "FabricCommunicator": "devices.fabric.communicator",
+    "open_fabric": "devices.fabric.host.fabric",
     "open_shared_memory": "devices.fabric.host.meeting",
 }
 
@@ -107,6 +113,8 @@ __all__ = [
     "Communicator",
     "Device",
     "Ended",
+    "Fabric",
+    "FabricCommunicator",
     "FlightRecord",
     "Group",
     "Link",
@@ -140,6 +148,7 @@ __all__ = [
     "init",
     "links",
     "observe",
+    "open_fabric",
     "open_shared_memory",
     "open_staged",
     "permute",

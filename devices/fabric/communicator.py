@@ -39,15 +39,17 @@ class FabricCommunicator(Communicator):
     Args:
         fabric: the group's memory, seen from this rank.
         group: the members.
-        progress: drives all verbs of this rank; its communicators share one.
+        progress: drives all verbs of this rank; its communicators share one. Without one, this one's alone.
         scheduled: run large collectives as schedules, in which all ranks work at once, instead of through a root.
     """
 
-    def __init__(self, fabric: Fabric, group: Group, progress: Progress, *, scheduled: bool = False) -> None:
+    def __init__(
+        self, fabric: Fabric, group: Group, progress: Progress | None = None, *, scheduled: bool = False
+    ) -> None:
         self._fabric = fabric
         self._group = group
         self._me = group.ranks[group.rank]
-        self._progress = progress
+        self._progress = Progress() if progress is None else progress
         self._scheduled = scheduled
         self._numbers = itertools.count(1)
         self._pairs = Pairs(fabric)

@@ -98,15 +98,27 @@ class Fabric(abc.ABC):
     def wait(self, conditions: Sequence[tuple[Fabric, Condition]], about: object) -> None:
         """Block until one of `conditions` holds, each about a fabric of this kind.
 
-        `str(about)` says what is waited for.
+        The first is what this wait is for, and about this fabric; the others may be looked at meanwhile. `str(about)`
+        says what is waited for.
 
         Raises:
-            DevicesError: none of them will: the group was aborted, a peer died, the time is up.
+            DevicesError: it will not: the group was aborted, a peer died, the time is up.
         """
 
     @abc.abstractmethod
-    def pause(self, about: object) -> None:
-        """Let others go on for a moment: it is called between two looks at something that is not there yet."""
+    def pause(self, about: object, conditions: Sequence[tuple[Fabric, Condition]] = ()) -> None:
+        """Let others go on for a moment: it is called between two looks at something that is not there yet.
+
+        Raises:
+            DevicesError: the first of `conditions`, which are as those of `wait`, will not hold.
+        """
+
+    @abc.abstractmethod
+    def give_up(self, error: BaseException) -> None:
+        """Hear that a verb of this rank has failed for `error`: peers that wait for it here raise, as far as they can.
+
+        It may be one that `wait` has raised.
+        """
 
     @abc.abstractmethod
     def abort(self) -> None:

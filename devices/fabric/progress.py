@@ -11,7 +11,7 @@ from typing import final
 
 import torch
 
-from devices.errors import CollectiveError
+from devices.errors import CollectiveError, DeadlockError
 from devices.fabric.interface import Condition, Fabric
 from devices.fabric.mark import Mark
 
@@ -60,6 +60,7 @@ class FabricWork:
             self._steps = self.condition = None
         except BaseException as error:
             self.fail(error)
+            self.fabric.give_up(error)
         return self._steps is None
 
     def fail(self, error: BaseException, *, is_told: bool = False) -> None:
@@ -121,6 +122,7 @@ class Progress:
         while not work.is_done:
             awaited = self.advance()
             if awaited and not work.is_done:
+                awaited.sort(key=lambda each: each[1] is not work.condition)
                 try:
                     work.fabric.wait(awaited, work)
                 except CollectiveError as error:
@@ -148,6 +150,13 @@ class Progress:
         if not work.is_done:
             self.advance()
         if not work.is_done:
-            work.fabric.pause(work)
+            conditions = [] if work.condition is None else [(work.fabric, work.condition)]
+            try:
+                work.fabric.pause(work, conditions)
+            except DeadlockError:
+                # It ends the whole run of the thread ranks.
+                raise
+            except CollectiveError as error:
+                self.abandon(work.fabric, error)
             self.advance()
         return work.is_done

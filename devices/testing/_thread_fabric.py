@@ -201,8 +201,11 @@ class ThreadFabric(Fabric):
         if self._memory.is_aborted:
             raise CollectiveError(f"{self._group}: {about} was aborted")
 
-    def pause(self, about: object) -> None:
+    def pause(self, about: object, conditions: Sequence[tuple[Fabric, Condition]] = ()) -> None:
         self._baton.pause(about)
+
+    def give_up(self, error: BaseException) -> None:
+        """Do nothing: the first error of a rank ends the run, unless the program takes it."""
 
     def abort(self) -> None:
         self._memory.is_aborted = True

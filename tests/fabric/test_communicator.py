@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from thread_fabric import member
+from fabric_member import member
 
 import devices
 import devices.testing

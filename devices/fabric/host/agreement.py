@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
-from typing import Any, final
+from typing import final
 
 from devices._backend import Group
 from devices.algorithms.lines import caller
 from devices.errors import CollectiveError, MismatchError
 from devices.fabric.host.layout import FLAG
+from devices.fabric.host.notes import mark_from_json, mark_to_json
 from devices.fabric.host.segment import Segment
 from devices.fabric.host.watch import Watch
 from devices.fabric.mark import Mark, difference
@@ -148,7 +148,7 @@ class Agreement:
         mine = self._mark(key)
         watch = self._watch
         watch.fail(
-            MismatchError(f"{self._group}: {mine}: a rank made another call"), mark=_to_json(mine), is_final=False
+            MismatchError(f"{self._group}: {mine}: a rank made another call"), mark=mark_to_json(mine), is_final=False
         )
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and not all(watch.has_failed(rank) for rank in self._ranks):
@@ -161,7 +161,7 @@ class Agreement:
         for rank in self._ranks:
             found = watch.report(rank).get("mark")
             if isinstance(found, list) and watch.has_failed(rank):
-                other = _from_json(found)
+                other = mark_from_json(found)
                 marks[other.rank] = other
         said = difference(marks)
         unheard = [self._group.ranks[rank] for rank in self._ranks if self._group.ranks[rank] not in marks]
@@ -170,13 +170,4 @@ class Agreement:
             said = "the ranks' calls differ; this one was made at " + mine.line
         if unheard:
             said += f"; not heard of: rank{'s' if len(unheard) > 1 else ''} {', '.join(map(str, unheard))}"
-        return watch.fail(MismatchError(f"rank {mine.rank}: {mine}: {said}"), mark=_to_json(mine))
-
-
-def _to_json(mark: Mark) -> list[Any]:
-    return [getattr(mark, name) for name in Mark.__slots__]
-
-
-def _from_json(data: Sequence[Any]) -> Mark:
-    verb, group, number, dtype, size, op, root, rank, line, sizes = data
-    return Mark(verb, group, number, dtype, size, op, root, rank, line, tuple(sizes))
+        return watch.fail(MismatchError(f"rank {mine.rank}: {mine}: {said}"), mark=mark_to_json(mine))

@@ -156,13 +156,18 @@ class Arenas:
             if len(self._known) > 1000:
                 self._known.clear()
             arrays = [
-                self._memory_of(rank)[place - 1 : place - 1 + like.nbytes].view(like.dtype)
+                self.memory_of(rank)[place - 1 : place - 1 + like.nbytes].view(like.dtype)
                 for rank, place in enumerate(places)
             ]
             self._known[key] = found = [split(array, len(places))[self._rank] for array in arrays]
         return found
 
-    def _memory_of(self, rank: int) -> Array:
+    def memory_of(self, rank: int) -> Array:
+        """Return the fabric memory of a rank, which has said where it lies.
+
+        Raises:
+            OSError: its process is gone.
+        """
         if rank == self._rank:
             assert _mine is not None
             return _mine.whole

@@ -37,6 +37,19 @@ CLOSED = 20
 """Whether this rank has closed the group, whatever its STATE tells of how."""
 CONTROL_WORDS = 24
 
+# The words of a rank's board: what it shows its peers through the fabric interface.
+LONGEST = 0
+"""How far from where it belongs a name was ever put into the index."""
+LANES = 8
+"""The first of its lanes."""
+EXTRA_LANES = 64
+"""A rank has so many lanes, and one more for each rank."""
+ENTRIES = 4096
+"""So many tensors and notes may be shown at once."""
+INDEX = 2 * ENTRIES
+BODY = 2048
+"""Up to so many bytes of text and data lie in the entry itself, and what is more in fabric memory."""
+
 # What STATE holds.
 ABSENT, HERE, LEFT, FAILED = range(4)
 
@@ -44,9 +57,15 @@ ABSENT, HERE, LEFT, FAILED = range(4)
 @final
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The parts of the memory of a group of `size` ranks, all of it zeros at first."""
+    """The parts of the memory of a group of `size` ranks, all of it zeros at first, and none used before it is written.
+
+    Args:
+        size: the number of ranks.
+        has_boards: whether there is a board for each.
+    """
 
     size: int
+    has_boards: bool = False
 
     def control_word(self, rank: int) -> int:
         return 8 + rank * CONTROL_WORDS
@@ -91,8 +110,40 @@ class Layout:
         return self._buffers + 2 * self.size * BUFFER + number * (2 * LINE + self.ring_bytes)
 
     @property
+    def lanes(self) -> int:
+        """The number of each rank's lanes."""
+        return EXTRA_LANES + self.size
+
+    def board_word(self, rank: int) -> int:
+        """A rank's board, all of it written by that rank but for who has closed an entry: lanes, index, entries."""
+        return (_paged(self.channel(self.size, 0)) + rank * self._board_bytes) // WORD
+
+    def index_word(self, rank: int) -> int:
+        return self.board_word(rank) + self._head_bytes // WORD
+
+    def entry_word(self, rank: int, number: int) -> int:
+        return self.index_word(rank) + INDEX + number * self.entry_bytes // WORD
+
+    def body_bytes(self, words: int) -> int:
+        """Where in an entry of so many words, and one for each rank, its text and data begin."""
+        return -(-(words + self.size) * WORD // LINE) * LINE
+
+    @property
+    def entry_bytes(self) -> int:
+        return _paged(self.body_bytes(8) + BODY)
+
+    @property
+    def _head_bytes(self) -> int:
+        return _paged((LANES + self.lanes) * WORD)
+
+    @property
+    def _board_bytes(self) -> int:
+        return self._head_bytes + INDEX * WORD + ENTRIES * self.entry_bytes
+
+    @property
     def total(self) -> int:
-        return _paged(self.channel(self.size, 0))
+        end = _paged(self.channel(self.size, 0))
+        return end + self.size * self._board_bytes if self.has_boards else end
 
 
 def _paged(bytes: int) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -30,11 +32,33 @@ def open_shared_memory(group: Group) -> SharedMemoryCommunicator | str:
         The communicator; or, the same on all ranks, why there is none, in words: the ranks are on several hosts,
         the machine's memory does not keep the order that is needed, or DEVICES_FABRIC=off.
     """
+    met = meet(group)
+    return met if isinstance(met, str) else SharedMemoryCommunicator(met.segment, group, met.processes)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What a rank has of a group that shares memory: the memory, and the members' processes by rank of the group."""
+
+    segment: Segment
+    processes: Mapping[int, Process]
+
+
+def meet(group: Group, prefix: str = "", *, has_boards: bool = False) -> Met | str:
+    """Come to share memory with the other ranks of the group, or learn why that cannot be.
+
+    Args:
+        group: the members.
+        prefix: of the keys in the group's store, the same on all ranks and for no other meeting.
+        has_boards: whether the memory has boards.
+    """
+    layout = Layout(group.size, has_boards)
     me = _Card.mine()
-    group.store.set(f"host/{group.rank}", me.data)
+    group.store.set(f"{prefix}host/{group.rank}", me.data)
     if group.rank == 0:
-        return _Host(group, me).open()
-    return _guest(group)
+        return _Host(group, prefix, layout, me).open()
+    return _guest(group, prefix, layout)
 
 
 @final
@@ -78,27 +102,29 @@ def why_not_here() -> str:
 class _Host:
     """The rank that makes the memory, seen while it does."""
 
-    def __init__(self, group: Group, card: _Card) -> None:
+    def __init__(self, group: Group, prefix: str, layout: Layout, card: _Card) -> None:
         self._group = group
-        self._cards = [card, *(_Card(_hear(group, f"host/{rank}", rank)) for rank in range(1, group.size))]
+        self._prefix = prefix
+        self._layout = layout
+        self._cards = [card, *(_Card(_hear(group, f"{prefix}host/{rank}", rank)) for rank in range(1, group.size))]
 
-    def open(self) -> SharedMemoryCommunicator | str:
+    def open(self) -> Met | str:
         reason = self._why_not()
         if reason:
-            self._group.store.set("memory", {"reason": reason})
+            self._group.store.set(f"{self._prefix}memory", {"reason": reason})
             return reason
-        group, layout = self._group, Layout(self._group.size)
+        group, layout, prefix = self._group, self._layout, self._prefix
         descriptor = make(f"group {group.name}", layout.total)
         try:
             segment = Segment(layout, descriptor)
             cards = [card.process.to_json() for card in self._cards]
-            group.store.set("memory", {"reason": "", "descriptor": descriptor, "processes": cards})
+            group.store.set(f"{prefix}memory", {"reason": "", "descriptor": descriptor, "processes": cards})
             # The descriptor is what the others find the memory by.
-            failed = [said for rank in range(1, group.size) if (said := _hear(group, f"mapped/{rank}", rank))]
+            failed = [said for rank in range(1, group.size) if (said := _hear(group, f"{prefix}mapped/{rank}", rank))]
         finally:
             os.close(descriptor)
         reason = f"a process cannot map the memory of another: {failed[0]}" if failed else ""
-        group.store.set("opened", reason)
+        group.store.set(f"{prefix}opened", reason)
         return reason or _opened(segment, group, cards)
 
     def _why_not(self) -> str:
@@ -110,8 +136,8 @@ class _Host:
         return f"the ranks are on {len(hosts)} hosts" if len(hosts) > 1 else ""
 
 
-def _guest(group: Group) -> SharedMemoryCommunicator | str:
-    plan = _hear(group, "memory", 0)
+def _guest(group: Group, prefix: str, layout: Layout) -> Met | str:
+    plan = _hear(group, f"{prefix}memory", 0)
     if plan["reason"]:
         return str(plan["reason"])
     cards = plan["processes"]
@@ -119,13 +145,13 @@ def _guest(group: Group) -> SharedMemoryCommunicator | str:
     try:
         descriptor = find(cards[0]["pid"], plan["descriptor"])
         try:
-            segment = Segment(Layout(group.size), descriptor)
+            segment = Segment(layout, descriptor)
         finally:
             os.close(descriptor)
     except (OSError, ValueError) as error:
         said = f"rank {group.ranks[group.rank]}: {error}"
-    group.store.set(f"mapped/{group.rank}", said)
-    reason = _hear(group, "opened", 0)
+    group.store.set(f"{prefix}mapped/{group.rank}", said)
+    reason = _hear(group, f"{prefix}opened", 0)
     if reason:
         return str(reason)
     if segment is None:
@@ -148,7 +174,6 @@ def _hear(group: Group, key: str, rank: int) -> Any:
     return group.store.get(key)
 
 
-def _opened(segment: Segment, group: Group, cards: list[dict[str, int]]) -> SharedMemoryCommunicator:
+def _opened(segment: Segment, group: Group, cards: list[dict[str, int]]) -> Met:
     segment.words[segment.layout.control_word(group.rank) + STATE] = HERE
-    processes = {rank: Process.from_json(card) for rank, card in enumerate(cards)}
-    return SharedMemoryCommunicator(segment, group, processes)
+    return Met(segment, {rank: Process.from_json(card) for rank, card in enumerate(cards)})

@@ -114,11 +114,11 @@ class Watch:
             now = _now()
             if now - looked > 0.01:
                 looked = now
-                self._look(ready, missing, about, now - start)
+                self.look(ready, missing, about, now - start)
             time.sleep(nap)
             nap = min(nap * 1.1, LONG_NAP)
 
-    def _look(
+    def look(
         self, ready: Callable[[], bool], missing: Callable[[], Sequence[int]], about: Callable[[], str], waited: float
     ) -> None:
         """Raise if what is waited for will not come."""
@@ -185,6 +185,10 @@ class Watch:
         dead = self._peers.dead()
         return all(rank in dead or self._words[self._states[rank]] == LEFT for rank in ranks)
 
+    def has_left(self, rank: int) -> bool:
+        """Return whether a rank has said that it makes no more calls."""
+        return self._words[self._states[rank]] == LEFT
+
     def has_failed(self, rank: int) -> bool:
         return self._words[self._states[rank]] == FAILED
 
@@ -197,6 +201,17 @@ class Watch:
             self._words[1] = self.number()
             self._words[0] = 1 + self._group.rank
         return error
+
+    def give_up(self, error: BaseException, about: str) -> None:
+        """Let all who wait know that this rank is not through with `about` and never will be, for `error` came."""
+        if self.error is not None:
+            return
+        if isinstance(error, CollectiveError):
+            self.fail(error)
+            return
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        who = self.name(self._group.rank)
+        self.fail(CollectiveError(f"{self._group}: {about} failed: {who} was in it when it raised {said}"))
 
     def leave(self, reason: str = "") -> None:
         """Say that this rank makes no more calls; why, if it is for an error."""

@@ -1,4 +1,4 @@
-"""A fabric of thread ranks for a test: called on each rank, within `devices.testing.run`."""
+"""A fabric for a test: called on each rank, of threads within `devices.testing.run`, or in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from devices._backend import Group
 from devices.fabric.communicator import FabricCommunicator
+from devices.fabric.host.fabric import open_fabric
 from devices.fabric.interface import Fabric
 from devices.fabric.mark import Mark
 from devices.fabric.pairs import Pairs
@@ -38,9 +39,18 @@ class Member:
         return self.progress.start(FabricWork(self.progress, self.fabric, mark, steps))
 
 
-def member(name: str) -> Member:
-    """Open a group of all ranks, by a name of its own."""
+_progress = Progress()
+"""That of a rank which is a process."""
+
+
+def member(name: str, *, scheduled: bool = False) -> Member:
+    """Open a group of all ranks, by a name of its own; `scheduled` is of process ranks."""
     world: Any = dist.group.WORLD
     group = replace(world.group, name=name)
-    communicator = world.choice.backend.open(group)
+    if world.choice.backend.name == "threads":
+        communicator = world.choice.backend.open(group)
+    else:
+        fabric = open_fabric(group)
+        assert not isinstance(fabric, str), fabric
+        communicator = FabricCommunicator(fabric, group, _progress, scheduled=scheduled)
     return Member(group, communicator, communicator._fabric, communicator._pairs, communicator._progress)
