@@ -12,4 +12,8 @@ def is_capturing(device_type: str) -> bool:
     if device_type in ("cpu", "meta"):
         return False
     ask: Callable[[], bool] | None = getattr(torch.get_device_module(device_type), "is_current_stream_capturing", None)
-    return ask is not None and bool(ask())
+    try:
+        return ask is not None and bool(ask())
+    except RuntimeError:
+        # A torch that is built without the device has the function, and nothing behind it.
+        return False

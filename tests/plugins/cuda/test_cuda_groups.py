@@ -1,0 +1,198 @@
+"""Groups of GPUs. What needs one says so; how ranks that share a GPU are told apart, and served, needs none."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import ranks
+import torch
+import torch.distributed as dist
+
+import devices
+from devices import Device, Group, Store
+from devices.errors import UnsupportedError
+from devices_cuda import group as cuda
+
+GPUS = torch.cuda.device_count()
+needs_one = pytest.mark.skipif(GPUS < 1, reason=f"needs an NVIDIA GPU, found {GPUS}")
+needs_two = pytest.mark.skipif(GPUS < 2, reason=f"needs 2 NVIDIA GPUs, found {GPUS}")
+
+
+def at(gpu: str, host: str = "here", nccl: str | None = "2.27.5") -> dict[str, Any]:
+    return {"host": host, "gpu": gpu, "nccl": nccl}
+
+
+def test_ranks_share_a_gpu_where_host_and_gpu_are_the_same() -> None:
+    assert cuda.sharing([at("PCI 0:1:0"), at("PCI 0:2:0")]) == []
+    assert cuda.sharing([at("PCI 0:1:0"), at("PCI 0:1:0", host="there")]) == []
+    assert cuda.sharing([at("PCI 0:1:0"), at("PCI 0:2:0"), at("PCI 0:2:0")]) == [1, 2]
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, places: list[dict[str, Any]], use: Callable[[Any, int], Any]) -> list[Any]:
+    """Open a group as ranks of those places do, each in a thread; return what `use` returned or what was raised."""
+    by_index = dict(enumerate(places))
+    monkeypatch.setattr(cuda, "place", by_index.__getitem__)
+    store, size = Store(dist.HashStore()), len(places)
+    results: list[Any] = [None] * size
+
+    def open_one(rank: int) -> None:
+        group = Group(tuple(range(size)), rank, Device("cuda", "cuda", rank), store, timedelta(seconds=60), "g")
+        try:
+            communicator = cuda.open_group(group)
+            results[rank] = use(communicator, rank)
+            communicator.close()
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=open_one, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return results
+
+
+def test_ranks_on_one_gpu_go_through_host_memory_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def use(communicator: Any, rank: int) -> tuple[str, list[int], Any]:
+        everyone = torch.empty(2, dtype=torch.uint8)
+        communicator.all_gather(everyone, torch.tensor([rank + 5], dtype=torch.uint8)).wait()
+        return communicator.note, everyone.tolist(), communicator.native
+
+    for result in opened(monkeypatch, [at("PCI 0:1:0")] * 2, use):
+        assert isinstance(result, tuple), result
+        note, everyone, native = result
+        assert note.startswith(
+            "through host memory, for ranks 0 and 1 are on one GPU, between which NCCL does not go; "
+        )
+        assert everyone == [5, 6]
+        assert native is None
+
+
+def test_a_torch_without_nccl_is_an_error_on_every_rank_that_names_the_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in opened(monkeypatch, [at("PCI 0:1:0"), at("PCI 0:2:0", nccl=None)], lambda *_: None):
+        assert isinstance(error, UnsupportedError)
+        assert "torch has no NCCL on rank 1" in str(error)
+
+
+# On hardware.
+
+
+def every_verb(shared: bool) -> None:
+    """Look at each verb, over NCCL or through host memory; and at torch's own on the tensors of the GPU."""
+    with devices.init("cuda") as world:
+        rank, size, device = world.rank, world.size, world.device
+        assert ("through host memory" in world.explain()) is shared
+        assert (type(dist.group.WORLD) is dist.ProcessGroup) is not shared
+        mine = torch.arange(4.0, device=device) + 10 * rank
+        everyone = torch.stack([torch.arange(4.0) + 10 * other for other in range(size)])
+        assert devices.all_reduce(mine).cpu().equal(everyone.sum(0))
+        assert devices.all_reduce(mine, op="max", async_op=True).result().cpu().equal(everyone.amax(0))
+        assert (
+            devices.all_reduce(mine.to(torch.int16), op="bxor")
+            .cpu()
+            .equal(everyone[0].to(torch.int16) ^ everyone[1].to(torch.int16))
+        )
+        assert devices.all_gather(mine).cpu().equal(everyone.flatten())
+        assert devices.reduce_scatter(mine, sizes=[1, 3]).cpu().equal(everyone.sum(0).split([1, 3])[rank])
+        assert devices.all_to_all(mine).cpu().equal(torch.cat([row.chunk(2)[rank] for row in everyone]))
+        assert devices.broadcast(mine, src=1).cpu().equal(everyone[1])
+        assert devices.scatter(mine if rank == 0 else None, src=0).cpu().equal(everyone[0].chunk(2)[rank])
+        assert devices.permute(mine, pairs=[(0, 1), (1, 0)]).cpu().equal(everyone[1 - rank])
+        sent = devices.send(mine, dst=1 - rank, tag=3, async_op=True)
+        assert devices.recv(torch.empty(4, device=device), src=1 - rank, tag=3).cpu().equal(everyone[1 - rank])
+        sent.wait()
+        devices.barrier()
+        assert devices.all_gather(torch.tensor([rank])).tolist() == [0, 1], "CPU tensors go over the CPU's path"
+        x = mine.clone().requires_grad_()
+        devices.all_reduce(x).sum().backward()
+        assert x.grad is not None
+        assert x.grad.tolist() == [2.0] * 4
+        dist.all_reduce(mine)
+        assert mine.cpu().equal(everyone.sum(0))
+        found: list[Any] = [None, None]
+        dist.all_gather_object(found, rank)
+        assert found == [0, 1]
+
+
+@needs_one
+def test_ranks_that_share_a_gpu_have_every_verb_on_a_gpu() -> None:
+    ranks.run(2, every_verb, True, env={"CUDA_VISIBLE_DEVICES": "0"}, timeout=300)
+
+
+@needs_two
+def test_ranks_with_a_gpu_each_have_every_verb_on_a_gpu() -> None:
+    ranks.run(2, every_verb, False, timeout=300)
+
+
+def captured(size: int) -> None:
+    with devices.init("cuda") as world:
+        x = torch.ones(8, device=world.device)
+
+        def step() -> list[torch.Tensor]:
+            work = devices.all_reduce(x, op="max", async_op=True)
+            total, whole = devices.all_reduce(x), devices.all_gather(x)
+            return [total, whole, devices.permute(x, pairs=[(0, size - 1)]), work.result()]
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = step()
+        x.fill_(3.0)
+        graph.replay()
+        torch.cuda.synchronize()
+        moved = 3.0 if world.rank == size - 1 else 0.0
+        expected = [3.0 * size] * 8, [3.0] * 8 * size, [moved] * 8, [3.0] * 8
+        assert [result.tolist() for result in results] == list(expected)
+
+
+@needs_one
+def test_verbs_of_a_world_of_one_are_captured_in_a_graph_on_a_gpu() -> None:
+    ranks.run(1, captured, 1, timeout=300)
+
+
+@needs_two
+def test_verbs_over_nccl_are_captured_in_a_graph_on_a_gpu() -> None:
+    ranks.run(2, captured, 2, timeout=300)
+
+
+def through_host_captured() -> None:
+    with devices.init("cuda") as world:
+        x = torch.ones(2, device=world.device)
+        devices.all_reduce(x)
+        with (
+            pytest.raises(UnsupportedError, match="a graph that is captured"),
+            torch.cuda.graph(torch.cuda.CUDAGraph()),
+        ):
+            devices.all_reduce(x)
+
+
+@needs_one
+def test_what_goes_through_host_memory_refuses_to_be_captured_on_a_gpu() -> None:
+    ranks.run(2, through_host_captured, env={"CUDA_VISIBLE_DEVICES": "0"}, timeout=300)
+
+
+def ordered_by_streams() -> None:
+    with devices.init("cuda") as world:
+        x = torch.zeros(1 << 20, device=world.device)
+        # Long enough that a verb which does not wait for the stream would read zeros.
+        torch.cuda._sleep(200_000_000)
+        x += world.rank + 1
+        work = devices.all_reduce(x, async_op=True)
+        other = torch.cuda.Stream()
+        with torch.cuda.stream(other):
+            total = work.result() * 1
+        other.synchronize()
+        assert total.min().item() == total.max().item() == 3.0
+
+
+@needs_two
+def test_a_verb_waits_for_the_stream_it_is_called_on_and_the_waiting_stream_for_it_on_a_gpu() -> None:
+    ranks.run(2, ordered_by_streams, timeout=300)
