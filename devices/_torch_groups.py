@@ -108,3 +108,8 @@ def _grouped(backend: Any) -> Iterator[None]:
         yield
     finally:
         backend._group_end()
+
+
+def abort_all() -> None:
+    """Abort all of torch's groups, and let torch forget them."""
+    c10d._abort_process_group()

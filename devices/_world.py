@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from devices import _autoload, _observing, _registry
+from devices import _autoload, _observing, _registry, _torch_groups
 from devices._lanes import abort_native, close_destroyed, lanes_of
 from devices._launch import launch
 from devices._mesh import mesh_shape
@@ -198,6 +198,11 @@ def _destroy_all() -> None:
         except DevicesError as error:
             # It is closed now, and does not raise again.
             first = first or error
+        except RuntimeError as error:
+            # A vendor's group, which waits for what is under way as it is closed, and could not.
+            _torch_groups.abort_all()
+            first = first or CollectiveError(f"the world's groups could not be closed, and were aborted: {error}")
+            first.__cause__ = first.__cause__ or error
     close_destroyed()
     if first is not None:
         raise first

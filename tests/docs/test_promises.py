@@ -36,8 +36,12 @@ CHECKS: dict[str, Callable[[Any], bool]] = {}
 
 
 def table() -> dict[str, dict[str, bool]]:
-    """Return {promise: {path: whether it holds}}, as the document has it."""
-    rows = [line for line in (ROOT / "docs" / "promises.md").read_text().splitlines() if line.startswith("| ")]
+    """Return {promise: {path: whether it holds}}, as the document's first table has it."""
+    rows = [
+        line
+        for line in (ROOT / "docs" / "promises.md").read_text().split("\n## ")[0].splitlines()
+        if line.startswith("| ")
+    ]
     head, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in rows]
     assert tuple(head[1:]) == PATHS
     assert {cell.split(":")[0] for row in body for cell in row[1:]} == {"yes", "no"}

@@ -48,6 +48,15 @@ def devices_backend():
     return Native()
 """
 
+# The same, for tensors that are not the CPU's: a group of torch's that moves nothing carries those of "meta".
+BESIDE_THE_CPU = """
+
+def nothing(group):
+    from torch.testing._internal.distributed.fake_pg import FakeProcessGroup
+
+    return FakeProcessGroup._create_internal(group.rank, group.size)
+"""
+
 ENVIRONMENT = {"DEVICES_BACKEND": "native"}
 """What makes "auto" the plugin."""
 
@@ -55,6 +64,12 @@ ENVIRONMENT = {"DEVICES_BACKEND": "native"}
 def install(folder: Path) -> None:
     """Write the plugin into `folder`."""
     Site(folder).add("native", PLUGIN)
+
+
+def install_beside_the_cpu(folder: Path) -> None:
+    """Write one into `folder` whose devices are of type "meta"."""
+    plugin = PLUGIN.replace('"cpu"', '"meta"').replace('torch_backend("gloo", group)', "nothing(group)")
+    Site(folder).add("native", plugin + BESIDE_THE_CPU)
 
 
 def find(folder: str) -> None:

@@ -19,10 +19,11 @@ import test_torch_programs as programs
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
+from shared_memory import HAS_SHARED_MEMORY
 from throwaway_plugins import Site
 
 import devices
-from devices.errors import CollectiveError, DevicesError, WorldError
+from devices.errors import CollectiveError, DevicesError, MismatchError, WorldError
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,6 +126,36 @@ def through_init(folder: str) -> list[float]:
 
 def test_our_verbs_are_right_over_it_and_what_it_lacks_is_composed(folder: str) -> None:
     assert run(3, through_init, folder) == [[6.0, 6.0, 6.0]] * 3
+
+
+def beside_the_cpu(folder: str) -> None:
+    native_site.find(folder)
+    dist.init_process_group("devices")
+    world, group = devices.init(), dist.new_group([0, 1])
+    assert "torch's own verbs go straight to it, those on CPU tensors to gloo" in world.explain()
+    there, here = torch.ones(3, device="meta"), torch.full((3,), float(world.rank))
+    for over in (None, group):
+        found = over or dist.group.WORLD
+        assert type(found._get_backend(torch.device("meta"))).__name__ == "FakeProcessGroup"
+        assert type(found._get_backend(torch.device("cpu"))) is dist.ProcessGroupGloo
+        total = here.clone()
+        assert ours_called(lambda over=over: dist.all_reduce(there, group=over)) == []
+        assert ours_called(lambda total=total, over=over: dist.all_reduce(total, group=over)) == []
+        assert total.tolist() == [1.0] * 3
+        names: list[Any] = [None, None]
+        dist.all_gather_object(names, f"rank {world.rank}", group=over)
+        assert names == ["rank 0", "rank 1"]
+        assert devices.all_reduce(there, over).device.type == "meta"
+        assert devices.all_reduce(here, over).tolist() == [1.0] * 3
+    if HAS_SHARED_MEMORY:
+        with pytest.raises(MismatchError):
+            devices.all_reduce(torch.ones(2 + world.rank))
+    dist.destroy_process_group()
+
+
+def test_cpu_tensors_in_an_accelerators_group_go_over_gloo_by_torch_and_our_path_by_us(tmp_path: Path) -> None:
+    native_site.install_beside_the_cpu(tmp_path)
+    run(2, beside_the_cpu, str(tmp_path))
 
 
 def closed(folder: str) -> None:
