@@ -45,8 +45,8 @@ class ProcessGroupCommunicator(Communicator):
     """Carries each verb to torch's `process_group`: a `ProcessGroup` or one of torch's backends.
 
     What the group does not have is composed, or refused, before anything of it is called. Its works are returned as
-    they are: on an accelerator `wait` blocks the current stream and not the host. Messages that go together are
-    grouped where torch groups them, so that NCCL does not make one wait for another.
+    they are: on an accelerator `wait` blocks the current stream and not the host. Messages are grouped where torch
+    groups them: NCCL makes ungrouped ones wait for each other, and a single one opens a connection of its own.
 
     Args:
         process_group: for instance `torch.distributed.ProcessGroupGloo(store, rank, size, timeout)`.
@@ -86,7 +86,7 @@ class ProcessGroupCommunicator(Communicator):
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
         if self._messages is not None and next(iter((*sends, *recvs))).tag < COLLECTIVE_TAG:
             return self._messages.exchange(sends, recvs)
-        if self._groups_messages and len(sends) + len(recvs) > 1:
+        if self._groups_messages:
             with _torch_groups.grouped_messages(self._group) as works:
                 self._start(sends, recvs)
             return works[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -119,3 +120,77 @@ def test_equal_parts_go_to_the_vendors_own_all_to_all_and_others_do_not() -> Non
 def test_a_verb_that_no_communicator_has_is_refused_by_name() -> None:
     with pytest.raises(ArgumentError, match="a communicator has no all_reduced_twice"):
         devices.ProcessGroupCommunicator(FewVerbs(None), verbs=("all_gather", "all_reduced_twice"))
+
+
+class Grouping:
+    """A vendor's group that wants messages grouped, as NCCL does; it notes what it is told."""
+
+    supports_coalescing = True
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def _start_coalescing(self) -> None:
+        self.told.append("begin")
+
+    def _end_coalescing(self) -> str:
+        self.told.append("end")
+        return "the work of all"
+
+    def send(self, tensors: Any, peer: int, tag: int) -> None:
+        self.told.append(("send", peer))
+
+    def recv(self, tensors: Any, peer: int, tag: int) -> None:
+        self.told.append(("recv", peer))
+
+    _allgather_base = _reduce_scatter_base = alltoall_base = None
+
+
+def test_messages_that_go_together_are_grouped_where_the_vendor_groups_them() -> None:
+    vendor, x = Grouping(), torch.zeros(1, dtype=torch.uint8)
+    communicator = devices.ProcessGroupCommunicator(vendor)
+    assert communicator.exchange([devices.Message(x, 1)], [devices.Message(x, 2)]) == "the work of all"
+    assert vendor.told == ["begin", ("recv", 2), ("send", 1), "end"]
+
+
+class Posting(devices.Communicator):
+    def exchange(self, sends: Any, recvs: Any) -> Any:
+        return "posted"
+
+
+def test_a_programs_messages_go_another_way_where_there_is_one_and_those_of_composed_verbs_do_not() -> None:
+    vendor, x = Grouping(), torch.zeros(1, dtype=torch.uint8)
+    communicator = devices.ProcessGroupCommunicator(vendor, messages=Posting())
+    assert communicator.exchange([devices.Message(x, 1, tag=5)], []) == "posted"
+    assert communicator.exchange([devices.Message(x, 1, tag=1 << 30)], []) == "the work of all"
+    assert vendor.told == ["begin", ("send", 1), "end"]
+
+
+def group_of_two() -> devices.Group:
+    store = devices.Store(dist.HashStore())
+    return devices.Group((4, 7), 1, devices.Device("vendor", "cpu", 0), store, timedelta(seconds=9), "pair")
+
+
+def test_a_vendors_backend_is_made_as_torch_makes_it() -> None:
+    made: list[Any] = []
+
+    def create(options: Any, choice: Any) -> str:
+        made.append((options.group_rank, options.group_size, options.timeout, options.global_ranks_in_group))
+        return "the vendor's"
+
+    def create_as_before(store: Any, rank: int, size: int, timeout: timedelta) -> str:
+        made.append((rank, size, timeout))
+        return "the older vendor's"
+
+    dist.Backend.register_backend("some_vendor", create, extended_api=True, devices=["xpu"])
+    dist.Backend.register_backend("some_older_vendor", create_as_before, devices=["xpu"])
+    assert devices.torch_backend("some_vendor", group_of_two()) == "the vendor's"
+    assert devices.torch_backend("some_older_vendor", group_of_two()) == "the older vendor's"
+    assert made == [(1, 2, timedelta(seconds=9), [4, 7]), (1, 2, timedelta(seconds=9))]
+
+
+def test_a_vendor_that_torch_does_not_know_is_an_error_with_the_name() -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"rank 1 of 2 in group 'pair': this torch, .* no process group 'nobodys'"
+    ):
+        devices.torch_backend("nobodys", group_of_two())
