@@ -369,7 +369,8 @@ class Backend(abc.ABC):
 
         Args:
             ranks: how many there are on this host; as many as there are devices if None.
-            local_rank: the rank whose own variables to return; those that are the same for all ranks if None.
+            local_rank: the rank whose own variables to return; those that are the same for all ranks if None. A rank
+                asks for them when its peers may have been started already, and must be told what they are told.
 
         Raises:
             UnsupportedError: so many ranks cannot be started here; or, whether present or not, there is no hardware

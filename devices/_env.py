@@ -42,15 +42,19 @@ def examine(asked: str, ranks: int | None, local_rank: int | None) -> dict[str, 
         backend, reason = choice.backend, choice.reason
     else:
         backend, reason = _registry.backend(asked), "asked for by name"
+        found = _registry.outcome(asked)
+        if not found.present:
+            reason += f"; it is absent here: {found.reason}"
     shared = variables_of(backend, ranks, None)
-    own = [] if local_rank is None else [variables_of(backend, ranks, local_rank)]
-    variables = [*shared, *(variable for some in own for variable in some)]
+    own = () if local_rank is None else variables_of(backend, ranks, local_rank)
+    # What is a rank's own may narrow what all of them have.
+    variables = {variable.name: variable for variable in (*shared, *own)}
     return {
         "schema": SCHEMA,
         "backend": backend.name,
         "reason": reason,
         "local_rank": local_rank,
-        "variables": [asdict(variable) for variable in variables],
+        "variables": [asdict(variable) for variable in variables.values()],
         "of_ranks": _of_ranks(backend, ranks) if local_rank is None else [],
     }
 

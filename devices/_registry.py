@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -206,7 +207,11 @@ def contradictions() -> tuple[str, ...]:
 
     A backend that is absent is asked too, and one that cannot answer is told of in its place.
     """
-    names = [name for name in backends() if not isinstance(_probed(name), PluginError)]
+    names: list[str] = []
+    for name in backends():
+        with contextlib.suppress(PluginError):
+            probe(name)
+            names.append(name)
     with _lock:
         roster = _state().roster
         roster.prepare(CONTRADICTIONS, sorted({roster.holders[name] for name in names}))
@@ -399,13 +404,6 @@ def _present(question: str) -> list[str]:
         roster = _state().roster
         roster.prepare(question, sorted({roster.holders[name] for name in names}))
     return names
-
-
-def _probed(name: str) -> Probe | PluginError:
-    try:
-        return probe(name)
-    except PluginError as error:
-        return error
 
 
 def _asked(question: str, name: str) -> Any:

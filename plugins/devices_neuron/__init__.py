@@ -69,7 +69,8 @@ class NeuronBackend(Backend):
         many = f"{len(cores)} logical core{'s' if len(cores) > 1 else ''} at LNC {cores[0].lnc}"
         told = [str(machine), many, *([f"driver {machine.driver}"] if machine.driver else [])]
         wrong = f"; {len(machine.faults)} faults, of which `devices doctor` tells" if machine.faults else ""
-        return Probe(present=True, reason=", ".join(told) + wrong)
+        # What could not be found out is part of what is here.
+        return Probe(present=True, reason="; ".join([", ".join(told) + wrong, *machine.gaps[:2]]))
 
     def devices(self) -> Sequence[Device]:
         machine = self.machine
@@ -105,9 +106,7 @@ class NeuronBackend(Backend):
         try:
             if local_rank is not None:
                 return own_variables(machine, self._environment, ranks, local_rank)
-            # That so many ranks can be started is found out here too.
-            own_variables(machine, self._environment, ranks, 0)
-            return shared_variables(machine, Tree(self._root), self._environment)
+            return shared_variables(machine, Tree(self._root), self._environment, ranks)
         except SettingsError as error:
             raise UnsupportedError(f"{machine}: {error}") from error
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from devices import Variable
 from devices.errors import UnsupportedError
 from devices_neuron import sysfs
-from devices_neuron.cores import LNC, VISIBLE, Core, lnc_of, usable_cores
+from devices_neuron.cores import LNC, VISIBLE, Core, all_cores, lnc_of, usable_cores
 from devices_neuron.figures import limits_of
 from devices_neuron.machine import Machine, Owner
 from devices_neuron.tree import Tree
@@ -20,10 +20,14 @@ _PORT = 62182
 _TOOLS = ("neuron-ls", "neuron-monitor", "neuron-top")
 
 
-def shared_variables(machine: Machine, tree: Tree, environment: Mapping[str, str]) -> list[Variable]:
+def shared_variables(machine: Machine, tree: Tree, environment: Mapping[str, str], ranks: int | None) -> list[Variable]:
     """Return the variables that are the same for all ranks of a machine."""
     lnc = lnc_of(machine, environment)
     found: list[Variable] = []
+    block = cores_for(machine, environment, ranks)
+    if len(block) < len(all_cores(machine, lnc)):
+        which = f"{block[0].id}-{block[-1].id}" if len(block) > 1 else str(block[0].id)
+        found.append(Variable(VISIBLE, which, "the cores of all ranks of this machine, of which each takes its own"))
     if len(machine.generation.lnc) > 1:
         why = f"a rank has one logical core, which is {lnc} physical ones; the compiler's --lnc is to be the same"
         found.append(Variable(LNC, str(lnc), why))
@@ -58,12 +62,19 @@ def own_variables(
 def cores_for(machine: Machine, environment: Mapping[str, str], ranks: int | None) -> tuple[Core, ...]:
     """Return the cores of so many ranks: cores that follow each other, at a multiple of their number, and are free.
 
+    A rank that is already started finds what was said before it was: that its peers hold their cores by now changes
+    nothing.
+
     Raises:
         UnsupportedError: there are none.
         SettingsError: a variable asks for what the machine has not.
     """
     cores = usable_cores(machine, environment)
-    count = len(cores) if ranks is None else ranks
+    is_started = "LOCAL_RANK" in environment
+    told = environment.get("LOCAL_WORLD_SIZE", "").strip()
+    count = int(told) if ranks is None and is_started and told.isdecimal() and len(told) < 7 else ranks
+    if count is None:
+        count = len(cores)
     if not 1 <= count <= len(cores):
         raise UnsupportedError(f"{machine}: {count} ranks, and {len(cores)} logical cores that this process may use")
     if refused := size_refusal(machine, count):
@@ -71,14 +82,16 @@ def cores_for(machine: Machine, environment: Mapping[str, str], ranks: int | Non
     held: dict[int, Owner] = {}
     for start in range(-cores[0].id % count, len(cores) - count + 1, count):
         block = cores[start : start + count]
-        taken = [owner for core in block for owner in owners_of(core, machine)]
+        taken = [] if is_started else [owner for core in block for owner in owners_of(core, machine)]
         if taken:
             held.update({owner.pid: owner for owner in taken})
         elif block[-1].id - block[0].id == count - 1 and is_joined(block):
             return block
     if held:
         raise UnsupportedError(f"{machine}: no {count} cores are free that follow each other: {holders(held.values())}")
-    raise UnsupportedError(f"{machine}: there are no {count} cores that follow each other on chips that are joined")
+    raise UnsupportedError(
+        f"{machine}: there are no {count} cores that follow each other from a multiple of {count}, on joined chips"
+    )
 
 
 def size_refusal(machine: Machine, count: int) -> str | None:

@@ -89,6 +89,35 @@ def test_cores_follow_each_other_from_a_multiple_of_their_number_and_are_free(tm
     assert core_of(neuron, 8, 0) == starts[0] == 8
 
 
+def test_ranks_of_a_part_of_the_machine_are_told_of_their_part_and_then_find_it_whoever_was_started_before(
+    tmp_path: Path,
+) -> None:
+    neuron = backend("trn2.48xlarge-lnc2", tmp_path)
+    hold(tmp_path, {0: {"pid": 4000000}})
+    assert shared(neuron, 16)["NEURON_RT_VISIBLE_CORES"] == "16-31"
+    # Some of them run, and hold their cores, when others ask.
+    hold(tmp_path, {0: {"pid": 4000000}, 4: {"pid": 4000001}, 5: {"pid": 4000002}})
+    for rank in range(16):
+        inherited = {
+            "NEURON_RT_VISIBLE_CORES": "16-31",
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": "16",
+        }
+        started = NeuronBackend(tmp_path, inherited, FITTING)
+        assert core_of(started, None, rank) == 16 + rank
+        assert shared(started)["NEURON_RT_ROOT_COMM_ID"] == shared(neuron, 16)["NEURON_RT_ROOT_COMM_ID"]
+
+
+def test_ranks_that_were_told_nothing_before_find_one_core_each_all_the_same(tmp_path: Path) -> None:
+    lay_out("trn2.48xlarge-lnc2", tmp_path)
+    hold(tmp_path, {0: {"pid": 4000000}})
+    found = [
+        core_of(NeuronBackend(tmp_path, {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "8"}, FITTING), None, rank)
+        for rank in range(8)
+    ]
+    assert found == list(range(8))
+
+
 def test_a_core_that_is_known_to_be_free_is_taken_though_its_chip_is_held(tmp_path: Path) -> None:
     neuron = backend("trn2.48xlarge-lnc2", tmp_path)
     hold(tmp_path, {0: {"pid": 4000000, "neuroncore_ids": [0, 1]}})

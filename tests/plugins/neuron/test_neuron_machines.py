@@ -159,6 +159,17 @@ def test_sysfs_alone_and_neuron_ls_alone_find_the_same_machine(tmp_path: Path) -
     assert (alone.lnc, both.lnc) == (None, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("trn3.48xlarge", "by a switch"),
+        ("container", "/dev has no node of neuron0, neuron1, neuron2, neuron3 and 8 more"),
+    ],
+)
+def test_what_could_not_be_found_out_is_part_of_the_reason(at: Callable[[str], Path], name: str, told: str) -> None:
+    assert told in backend(name, at(name)).probe().reason
+
+
 # What a process may use.
 
 
