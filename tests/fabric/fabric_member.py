@@ -47,8 +47,8 @@ def member(name: str, *, scheduled: bool = False) -> Member:
     """Open a group of all ranks, by a name of its own; `scheduled` is of process ranks."""
     world: Any = dist.group.WORLD
     group = replace(world.group, name=name)
-    if world.choice.backend.name == "threads":
-        communicator = world.choice.backend.open(group)
+    if world.lanes.choice.backend.name == "threads":
+        communicator = world.lanes.choice.backend.open(group)
     else:
         fabric = open_fabric(group)
         assert not isinstance(fabric, str), fabric
