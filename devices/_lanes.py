@@ -125,9 +125,13 @@ def native_group(lanes: Lanes) -> dist.ProcessGroup:
     """Return torch's plain process group around the vendor's backend that carries these lanes."""
     close_destroyed()
     group, device = lanes.group, lanes.group.device
-    made = _torch_groups.process_group_around(
-        lanes.native, device.type, device.index, group.store.torch, group.rank, group.size, group.timeout
-    )
+    try:
+        made = _torch_groups.process_group_around(
+            lanes.native, device.type, device.index, group.store.torch, group.rank, group.size, group.timeout
+        )
+    except BaseException:
+        lanes.close()
+        raise
     key = id(made)
 
     def forget() -> None:

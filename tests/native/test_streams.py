@@ -80,4 +80,4 @@ def test_it_is_completed_only_when_the_device_has_done_it() -> None:
 
 
 def test_nothing_is_captured_where_there_are_no_graphs_nor_any_device() -> None:
-    assert [_capture.is_capturing(kind) for kind in ("cpu", "meta", "cuda")] == [False, False, False]
+    assert [_capture.is_capturing(kind) for kind in ("cpu", "meta", "cuda", "vulkan")] == [False] * 4
