@@ -30,21 +30,23 @@ def create_process_group(options: Any, choice: object = None) -> dist.ProcessGro
     """
     _observing.begin()
     world = dist.group.WORLD if dist.is_initialized() else None
+    before = lanes_of(world)
     ranks = tuple(options.global_ranks_in_group) or tuple(range(options.group_size))
     rank = options.group_rank
     if world is None and not isinstance(choice, _registry.Choice) and launch() is None:
         _meet(options, rank, ranks)
     if isinstance(choice, _registry.Choice):
         chosen = choice
-    elif (lanes := lanes_of(world)) is not None:
-        chosen = lanes.choice
+    elif before is not None:
+        chosen = before.choice
     elif told := launch():
         chosen = told.choice
     else:
         chosen = _registry.choose("auto", lambda: Store(options.store))
     if os.environ.get("DEVICES_NO_PICKLE") == "1":
         _torch.refuse_object_collectives(lambda group: lanes_of(group) is not None, _pickle_refused)
-    device = my_device(chosen.backend)
+    has_device = before is not None and before.choice.backend is chosen.backend
+    device = before.group.device if before is not None and has_device else my_device(chosen.backend, ranks[rank])
     gone = None
     if world is not None and launch() is None:
         name = f"group {options.group_id!r}"

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+import torch
+
 from devices._answers import capabilities_of, devices_of
 from devices._backend import Backend, Communicator, Device, Group
 from devices._launch import launch
@@ -17,14 +19,43 @@ from devices.errors import BackendUnavailableError, DevicesError, PluginError, U
 T = TypeVar("T")
 
 
-def my_device(backend: Backend) -> Device:
-    """Return the device of `backend` that this rank is to use, by its LOCAL_RANK."""
+def my_device(backend: Backend, rank: int = 0, *, is_alone: bool = False) -> Device:
+    """Return the device of `backend` that this process is to use.
+
+    That is the one of its LOCAL_RANK; where no launcher has said that, the one that the program has made the current
+    one; else, of a program of one process, the one with most free memory, and of others the one of the rank.
+
+    Args:
+        backend: whose.
+        rank: this process's, among all.
+        is_alone: whether the program has this process alone.
+    """
     devices = _asked(backend, devices_of)
     if not devices:
         raise BackendUnavailableError(f"backend {backend.name!r} lists no device on this host")
     # Threads that run at the same time have no variables of their own.
-    rank = told.rank if (told := launch()) else int(os.environ.get("LOCAL_RANK", "0"))
+    if told := launch():
+        return devices[told.rank % len(devices)]
+    if (local := os.environ.get("LOCAL_RANK")) is not None:
+        return devices[int(local) % len(devices)]
+    if (current := _made_current(devices[0].type)) is not None:
+        return next((device for device in devices if device.index == current), devices[0])
+    if is_alone:
+        return max(devices, key=lambda device: device.free or 0)
     return devices[rank % len(devices)]
+
+
+def _made_current(device_type: str) -> int | None:
+    """Return the index of the current device, if the program has made another than the first the current one."""
+    if device_type == "cpu":
+        return None
+    try:
+        module = torch.get_device_module(device_type)
+        # To ask for it would else open the first one, in each process.
+        is_open: bool = module.is_initialized()
+        return (int(module.current_device()) or None) if is_open else None
+    except (AttributeError, RuntimeError):
+        return None
 
 
 def open_verbs(backend: Backend, group: Group) -> Verbs:

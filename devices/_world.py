@@ -220,14 +220,15 @@ def _launch(asked: str, timeout: timedelta) -> World:
     meet = functools.cache(lambda: _rendezvous(timeout))
     choice = told.choice if (told := launch()) else _registry.choose(asked, lambda: Store(meet()[0]))
     _autoload.register()
-    device = _my_device(choice)
+    # Without a launcher this is a world of one, which may have the device that it likes best.
+    device = _my_device(choice, is_alone="RANK" not in os.environ)
     store, rank, size, note = meet()
     return _open_world(choice, device, store, rank, size, timeout, note)
 
 
-def _my_device(choice: _registry.Choice) -> Device:
+def _my_device(choice: _registry.Choice, *, is_alone: bool = False) -> Device:
     """Return this process's device, which torch then makes its tensors on."""
-    device = my_device(choice.backend)
+    device = my_device(choice.backend, int(os.environ.get("RANK", "0")), is_alone=is_alone)
     if device.type != "cpu":
         torch.get_device_module(device.type).set_device(device.index)
     return device

@@ -49,3 +49,34 @@ def test_what_is_in_use_does_not_count_and_each_device_says_what_it_has(site: Si
     assert refusal == (
         "BackendUnavailableError: no device has 16 GiB free:\n  toy:0: 3.0 GiB free\n  toy:1: 5.0 GiB free"
     )
+
+
+MINE = """
+    import os, pathlib
+    from devices import _registry
+    from devices._open import my_device
+    pathlib.Path("free").write_text("10 80 80")
+    toy = _registry.backend("toy")
+    found = [my_device(toy, is_alone=True).index, *(my_device(toy, rank).index for rank in (0, 1, 5))]
+    os.environ["LOCAL_RANK"] = "2"
+    print([*found, my_device(toy, 0, is_alone=True).index])
+"""
+
+
+def test_a_program_of_one_process_has_the_freest_device_and_one_of_many_that_of_its_rank(site: Site) -> None:
+    assert site.python(MINE) == "[1, 0, 1, 2, 2]"
+
+
+CURRENT = """
+    import torch, pathlib
+    from types import SimpleNamespace
+    from devices import _registry
+    from devices._open import my_device
+    pathlib.Path("free").write_text("10 80 80")
+    torch.meta = SimpleNamespace(is_initialized=lambda: True, current_device=lambda: 2)
+    print(my_device(_registry.backend("toy"), is_alone=True).index)
+"""
+
+
+def test_the_device_that_a_program_has_made_the_current_one_is_its_own(site: Site) -> None:
+    assert site.python(CURRENT) == "2"
