@@ -228,7 +228,9 @@ def _launch(asked: str, timeout: timedelta) -> World:
 
 def _my_device(choice: _registry.Choice, *, is_alone: bool = False) -> Device:
     """Return this process's device, which torch then makes its tensors on."""
-    device = my_device(choice.backend, int(os.environ.get("RANK", "0")), is_alone=is_alone)
+    # One that is no number is an error of who reads it to meet the others.
+    rank = os.environ.get("RANK", "0")
+    device = my_device(choice.backend, int(rank) if rank.isdecimal() else 0, is_alone=is_alone)
     if device.type != "cpu":
         torch.get_device_module(device.type).set_device(device.index)
     return device
