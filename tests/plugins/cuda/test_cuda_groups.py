@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +22,7 @@ from devices import Device, Group, Store
 from devices.errors import UnsupportedError
 from devices_cuda import group as cuda
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
 GPUS = torch.cuda.device_count()
 needs_one = pytest.mark.skipif(GPUS < 1, reason=f"needs an NVIDIA GPU, found {GPUS}")
 needs_two = pytest.mark.skipif(GPUS < 2, reason=f"needs 2 NVIDIA GPUs, found {GPUS}")
@@ -196,3 +202,21 @@ def ordered_by_streams() -> None:
 @needs_two
 def test_a_verb_waits_for_the_stream_it_is_called_on_and_the_waiting_stream_for_it_on_a_gpu() -> None:
     ranks.run(2, ordered_by_streams, timeout=300)
+
+
+@needs_one
+def test_the_example_trains_unchanged_on_a_gpu(tmp_path: Path) -> None:
+    program = [sys.executable, str(EXAMPLES / "train_gpt.py"), "--steps=20", f"--out={tmp_path}", "--sample=8"]
+    environment = {**os.environ, "DEVICES_BACKEND": "cuda"}
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    losses = json.loads((tmp_path / "losses.json").read_text())["losses"]
+    assert losses[-1] < losses[0]
+
+
+@needs_one
+def test_what_a_call_costs_is_measured_on_a_gpu() -> None:
+    program = [sys.executable, str(EXAMPLES.parent / "benchmarks" / "overhead.py"), "--cuda", "--json", "--rounds=3"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "torch's verb over NCCL" in json.loads(done.stdout)["4"]
