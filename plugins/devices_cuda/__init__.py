@@ -40,6 +40,11 @@ class CudaBackend(Backend):
 
         return topology_of_this_host()
 
+    def contradictions(self) -> Sequence[str]:
+        from devices_cuda.contradictions import contradictions
+
+        return contradictions()
+
     def open(self, group: Group) -> Communicator:
         from devices_cuda.group import open_group
 

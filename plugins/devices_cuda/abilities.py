@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from devices import Capabilities, Device, Link
-from devices.errors import BackendUnavailableError
+from devices.errors import BackendUnavailableError, TopologyError
 from devices.topology import Topology
 from devices_cuda.graph import topology
 from devices_cuda.machine import Machine
@@ -57,7 +57,11 @@ def capabilities(device: Device) -> Capabilities:
 @functools.lru_cache(maxsize=8)
 def links_of(found: Machine, seen: tuple[Seen, ...]) -> Mapping[str, tuple[Link, ...]]:
     """Return what each GPU reaches over NVLink, through a switch or not, and which others' memory over PCI."""
-    graph = topology(found, seen)
+    try:
+        graph = topology(found, seen)
+    except TopologyError:
+        # A device is not lost with its links; `contradictions` says what does not fit.
+        return MappingProxyType({})
     links: dict[str, tuple[Link, ...]] = {}
     for (place, one), (other_place, other) in itertools.permutations(enumerate(seen), 2):
         name, peer = f"cuda:{place}", f"cuda:{other_place}"

@@ -194,12 +194,17 @@ def _what_is_there(found: Machine, left: Visible) -> str:
         parts.append(f"{VARIABLE} leaves {len(left.seen)} of {len(found.gpus)}")
     if left.reason:
         parts.append(left.reason)
-    if (
-        len({(gpu.name, gpu.capability) for gpu in found.gpus}) > 1
-        and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
-    ):
-        parts.append("the GPUs differ, and CUDA may number them in another order: set CUDA_DEVICE_ORDER=PCI_BUS_ID")
+    if odd := numbering(found):
+        parts.append(odd)
     return "; ".join(parts)
+
+
+def numbering(found: Machine) -> str:
+    """Return what to set so that CUDA numbers the GPUs as NVML does; "" where all are alike, or it is set."""
+    is_alike = len({(gpu.name, gpu.capability) for gpu in found.gpus}) <= 1
+    if is_alike or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID":
+        return ""
+    return "the GPUs differ, and CUDA may number them in another order: set CUDA_DEVICE_ORDER=PCI_BUS_ID"
 
 
 def _count(found: Machine) -> str:

@@ -1,0 +1,210 @@
+"""The backend over a stand-in for NVML: what a program sees of a machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_machines import FOLDER, RECORDS, machine, text
+from cuda_stand_in import StandIn
+
+import devices
+from devices.errors import BackendUnavailableError, TopologyError
+from devices_cuda import CudaBackend, presence
+from devices_cuda.__main__ import main
+from devices_cuda.abilities import capabilities_of, dtypes_of
+from devices_cuda.record import from_json
+from devices_cuda.torch_build import TorchBuild
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Let this host have a driver, once a test has said for which machine, and a torch that was built with CUDA."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(presence, "torch_build", lambda: TorchBuild("2.13.0+cu128", "12.8"))
+    presence.host.cache_clear()
+    yield monkeypatch
+    presence.host.cache_clear()
+
+
+def put(host: pytest.MonkeyPatch, name: str) -> StandIn:
+    stand_in = StandIn(machine(name))
+    host.setitem(sys.modules, "pynvml", stand_in)
+    return stand_in
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if name not in ("no-device.json", "half-broken.json")])
+def test_a_backend_that_is_present_lists_devices_with_capabilities_and_a_graph(
+    name: str, host: pytest.MonkeyPatch
+) -> None:
+    put(host, name)
+    backend = CudaBackend()
+    assert backend.probe().present
+    found = backend.devices()
+    assert [str(device) for device in found] == [f"cuda:{index}" for index in range(len(found))]
+    for device in found:
+        assert backend.capabilities(device) == backend.capabilities(device)
+        assert torch.float32 in backend.capabilities(device).dtypes
+    graph = backend.topology()
+    assert graph is not None
+    assert [node.name for node in graph.devices] == [str(device) for device in found]
+
+
+def test_links_say_what_each_gpu_reaches_and_how_fast(host: pytest.MonkeyPatch) -> None:
+    put(host, "hgx-h100.json")
+    backend = CudaBackend()
+    first = backend.capabilities(backend.devices()[0])
+    assert first.links == tuple(devices.Link(f"cuda:{peer}", "nvlink", 450e9) for peer in range(1, 8))
+
+
+def test_gpus_without_nvlinks_between_them_have_links_over_pci_if_they_reach_each_other(
+    host: pytest.MonkeyPatch,
+) -> None:
+    put(host, "a100-pcie-bridges.json")
+    backend = CudaBackend()
+    links = {link.peer: (link.kind, link.bandwidth) for link in backend.capabilities(backend.devices()[0]).links}
+    assert links.pop("cuda:1") == ("nvlink", 300e9)
+    assert links == {f"cuda:{peer}": ("pcie", None) for peer in range(2, 8)}
+
+
+def test_a_device_that_is_not_there_has_no_capabilities(host: pytest.MonkeyPatch) -> None:
+    put(host, "gb200-tray.json")
+    with pytest.raises(BackendUnavailableError, match="there is no cuda:4: this process sees 4 GPUs"):
+        CudaBackend().capabilities(devices.Device("cuda", "cuda", 4))
+
+
+def test_memory_is_asked_anew_and_the_rest_once(host: pytest.MonkeyPatch) -> None:
+    stand_in = put(host, "gb200-tray.json")
+    backend = CudaBackend()
+    found = backend.devices()
+    backend.capabilities(found[0])
+    before = stand_in.asked.count("nvmlDeviceGetNvLinkState")
+    assert before > 0
+    for device in found:
+        backend.capabilities(device)
+    assert stand_in.asked.count("nvmlDeviceGetNvLinkState") == before
+    asked = stand_in.asked.count("nvmlDeviceGetMemoryInfo")
+    backend.devices()
+    assert stand_in.asked.count("nvmlDeviceGetMemoryInfo") == asked + 4
+
+
+@pytest.mark.parametrize(
+    ("capability", "has", "lacks"),
+    [
+        ((7, 0), (), ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu")),
+        ((7, 5), (), ("bfloat16", "float8_e4m3fn")),
+        ((8, 0), ("bfloat16",), ("float8_e4m3fn", "float8_e5m2")),
+        ((8, 6), ("bfloat16",), ("float8_e4m3fn",)),
+        ((8, 9), ("bfloat16", "float8_e4m3fn", "float8_e5m2"), ("float8_e8m0fnu",)),
+        ((9, 0), ("bfloat16", "float8_e4m3fn", "float8_e5m2"), ("float8_e8m0fnu",)),
+        ((10, 0), ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"), ()),
+        ((12, 0), ("bfloat16", "float8_e4m3fn", "float8_e8m0fnu"), ()),
+        (None, (), ("bfloat16", "float8_e4m3fn")),
+    ],
+)
+def test_the_dtypes_are_those_of_the_generation(
+    capability: tuple[int, int] | None, has: tuple[str, ...], lacks: tuple[str, ...]
+) -> None:
+    names = set(dtypes_of(capability))
+    assert {"float32", "float16", "float64", "int64", "uint8", "bool", "complex64", *has} <= names
+    assert not names & {*lacks, "float8_e4m3fnuz", "float8_e5m2fnuz"}
+
+
+def test_reductions_are_nccls_and_none_is_bitwise_or_of_a_dtype_that_the_gpu_lacks() -> None:
+    new, old = capabilities_of((9, 0)), capabilities_of((7, 0))
+    assert set(new.reductions) == {"sum", "prod", "min", "max", "avg"}
+    assert torch.bfloat16 in new.reductions["sum"]
+    assert not any(torch.bfloat16 in some for some in old.reductions.values())
+    assert torch.int64 not in new.reductions["avg"]
+    for abilities in (new, old):
+        assert all(some <= abilities.dtypes for some in abilities.reductions.values())
+
+
+def script(folder: Path, shown: Path) -> str:
+    path = folder / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\nwhile IFS= read -r line; do printf '%s\\n' \"$line\"; done < {shown}\n")
+    path.chmod(0o755)
+    return str(folder)
+
+
+def test_nvidia_smi_is_the_second_source_and_where_they_agree_nothing_is_said(
+    host: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put(host, "dgx-a100.json")
+    alone = CudaBackend().topology()
+    host.setenv("PATH", script(tmp_path, FOLDER / "dgx-a100.txt"))
+    assert CudaBackend().topology() == alone
+
+
+def test_where_nvidia_smi_contradicts_nvml_a_warning_says_so(host: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put(host, "dgx-a100.json")
+    alone = CudaBackend().topology()
+    (tmp_path / "other.txt").write_text(text("dgx-a100.txt").replace("NV12", "NV10"))
+    host.setenv("PATH", script(tmp_path, tmp_path / "other.txt"))
+    with pytest.warns(RuntimeWarning, match="GPUs 0 and 1: their number of NVLinks is 12 by NVML and 10 by nvidia-smi"):
+        assert CudaBackend().topology() == alone
+
+
+def test_the_doctor_is_told_of_what_does_not_fit(host: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert CudaBackend().contradictions() == ()
+    put(host, "dgx-a100.json")
+    assert CudaBackend().contradictions() == ()
+    (tmp_path / "other.txt").write_text(text("dgx-a100.txt").replace("NV12", "NV10"))
+    host.setenv("PATH", script(tmp_path, tmp_path / "other.txt"))
+    host.setenv("CUDA_VISIBLE_DEVICES", "0,1,8")
+    ended, *differences = CudaBackend().contradictions()
+    assert ended == "cuda: CUDA_VISIBLE_DEVICES=0,1,8: '8' is none of 0 to 7, and ends the list"
+    assert len(differences) == 28
+    assert differences[0] == "cuda: GPUs 0 and 1: their number of NVLinks is 12 by NVML and 10 by nvidia-smi topo -m"
+
+
+def test_a_machine_whose_links_contradict_each_other_has_devices_and_no_links(host: pytest.MonkeyPatch) -> None:
+    whole = machine("a100-pcie-bridges.json")
+    torn = replace(whole, gpus=(replace(whole.gpus[0], nvlinks=(whole.gpus[0].nvlinks or ())[:5]), *whole.gpus[1:]))
+    host.setitem(sys.modules, "pynvml", StandIn(torn))
+    backend = CudaBackend()
+    assert len(backend.devices()) == 8
+    assert backend.capabilities(backend.devices()[0]).links == ()
+    [told] = backend.contradictions()
+    assert "GPU 0 has 5 NVLinks to GPU 1, which has 12 back to it" in told
+    with pytest.raises(TopologyError):
+        backend.topology()
+
+
+def test_the_command_writes_down_this_machine(host: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    put(host, "gb200-tray.json")
+    assert main([]) == 0
+    assert from_json(capsys.readouterr().out) == presence.host()
+
+
+@pytest.mark.parametrize("name", ["dgx-a100.json", "gb200-tray.txt"])
+def test_the_command_shows_what_a_file_describes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(FOLDER / name)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "device cuda:0" in lines
+    told = "cuda:0 -> nvswitch over nvlink"
+    assert (f"{told}, 300 GB/s" if name == "dgx-a100.json" else told) in lines
+
+
+def test_the_command_gives_the_reason_of_a_file_that_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cut.json").write_text(text("dgx-a100.json")[:500])
+    assert main([str(tmp_path / "cut.json")]) == 1
+    assert f"devices_cuda: {tmp_path / 'cut.json'}: a machine's record is no JSON" in capsys.readouterr().err
+
+
+def test_the_doctor_shows_the_plugin_with_its_reason() -> None:
+    command = Path(sys.executable).with_name("devices")
+    done = subprocess.run(
+        [command, "doctor"], capture_output=True, text=True, timeout=120, env={"CUDA_VISIBLE_DEVICES": ""}
+    )
+    words = " ".join(done.stdout.split())
+    assert "cuda" in words
+    assert "not run on hardware" in words
