@@ -43,6 +43,9 @@ def test_doctor_says_what_is_here(report: dict[str, Any]) -> None:
     assert report["auto"]["backend"] == "cpu"
     assert report["cpu"]["works"] is True
     assert report["problems"] == []
+    cuda = backends_of(report)["cuda"]
+    assert cuda["reason"]
+    assert cuda["verified"].startswith("not run on hardware")
     cpu = backends_of(report)["cpu"]
     assert cpu["present"]
     assert cpu["verified"]

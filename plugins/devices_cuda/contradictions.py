@@ -8,7 +8,7 @@ import os
 from devices.errors import TopologyError
 from devices_cuda.compare import disagreements
 from devices_cuda.files import matrix_of_this_host
-from devices_cuda.graph import doubts
+from devices_cuda.graph import faults
 from devices_cuda.presence import AbsentError, host, numbering
 from devices_cuda.record import RecordError
 from devices_cuda.visible import VARIABLE, visible
@@ -25,7 +25,7 @@ def contradictions() -> tuple[str, ...]:
     left = visible(found, os.environ.get(VARIABLE))
     said = [left.reason, numbering(found)]
     try:
-        said += doubts(found, left.seen)
+        said += faults(found, left.seen)
     except TopologyError as error:
         said.append(f"what NVML says contradicts itself: {error}")
     # There may be no second source, or none in time.

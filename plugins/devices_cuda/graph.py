@@ -29,15 +29,21 @@ def topology(machine: Machine, seen: Sequence[Seen] | None = None) -> Topology:
     Raises:
         TopologyError: what is known contradicts itself.
     """
-    return _parts(machine, seen)[0]
+    return _built(machine, seen)[0]
 
 
 def doubts(machine: Machine, seen: Sequence[Seen] | None = None) -> tuple[str, ...]:
-    """Return what was left out of the graph because it could not be told, in words."""
-    return _parts(machine, seen)[1]
+    """Return what was left out of the graph because it could not be told or used, in words."""
+    parts = _built(machine, seen)[1]
+    return (*parts.faults, *parts.notes)
 
 
-def _parts(machine: Machine, seen: Sequence[Seen] | None) -> tuple[Topology, tuple[str, ...]]:
+def faults(machine: Machine, seen: Sequence[Seen] | None = None) -> tuple[str, ...]:
+    """Return what is there and cannot be used, in words."""
+    return tuple(_built(machine, seen)[1].faults)
+
+
+def _built(machine: Machine, seen: Sequence[Seen] | None) -> tuple[Topology, Parts]:
     if seen is None:
         numbered = [(gpu.index, Seen(gpu)) for gpu in machine.gpus if gpu.fault is None]
     else:
@@ -53,7 +59,7 @@ def _parts(machine: Machine, seen: Sequence[Seen] | None) -> tuple[Topology, tup
     whole = [each.gpu for each in shown if each.instance is None]
     _add_nvlinks(parts, machine, whole, names)
     add_pci(parts, machine, [each.gpu for each in shown], names)
-    return Topology(parts.nodes.values(), parts.links, machine.source), tuple(parts.notes)
+    return Topology(parts.nodes.values(), parts.links, machine.source), parts
 
 
 def _attributes(seen: Seen) -> dict[str, str | int | bool]:
@@ -115,7 +121,7 @@ def _add_direct(
         pair = machine.pair(first, second)
         if pair is not None and pair.over_nvlink is False:
             if first < second:
-                parts.notes.append(f"GPUs {first} and {second} have NVLinks, over which the driver lets them not talk")
+                parts.faults.append(f"GPUs {first} and {second} have NVLinks, over which the driver lets them not talk")
         elif first < second:
             parts.join(names[first], names[second], "nvlink", _sum(rates), "NVLink version and number of links")
 
@@ -127,7 +133,7 @@ def _add_switched(parts: Parts, machine: Machine, gpus: Sequence[Gpu], names: di
             gpu.fabric.state in ("not started", "in progress")
             or (gpu.fabric.state == "completed" and gpu.fabric.status)
         ):
-            parts.notes.append(
+            parts.faults.append(
                 f"GPU {gpu.index} is no member of its NVLink domain: {gpu.fabric.state}, status {gpu.fabric.status}"
             )
         else:
@@ -144,7 +150,9 @@ def _add_switched(parts: Parts, machine: Machine, gpus: Sequence[Gpu], names: di
         parts.nodes[name] = Node(name, "switch", {"reduces": True} if reduces else {})
         for gpu in members:
             links = [link for link in gpu.nvlinks or () if link.remote == "switch"]
-            rate = _sum([_NVLINK_RATES.get(link.version or "") for link in links])
+            # A link that leads to what is not known may be one more.
+            is_whole = all(link.remote in ("switch", "gpu", "npu") for link in gpu.nvlinks or ())
+            rate = _sum([_NVLINK_RATES.get(link.version or "") for link in links]) if is_whole else None
             parts.join(names[gpu.index], name, "nvlink", rate, "NVLink version and number of links")
 
 

@@ -16,11 +16,19 @@ Kind = TypeVar("Kind")
 
 @dataclass(slots=True)
 class Parts:
-    """A graph that is not done."""
+    """A graph that is not done.
+
+    Args:
+        nodes: by name.
+        links: in both directions.
+        notes: what could not be told, in words.
+        faults: what is there and cannot be used, in words.
+    """
 
     nodes: dict[str, Node] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
         """Keep what could not be told, once."""

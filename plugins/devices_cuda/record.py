@@ -73,7 +73,7 @@ def checked(machine: Machine) -> Machine:
     _demand(len(set(names)) == len(names), "two network devices have one name")
     for nic in machine.nics:
         _demand(_is_place(nic.pci, nic.path), f"network device {nic.name!r}: {nic.pci!r} with {nic.path!r} is no place")
-        _demand(nic.numa is None or nic.numa >= 0, f"network device {nic.name!r}: numa={nic.numa}")
+        _demand(nic.numa is None or 0 <= nic.numa <= 2**16, f"network device {nic.name!r}: numa={nic.numa}")
     seen: set[tuple[int, int]] = set()
     for pair in machine.pairs:
         who = f"GPUs {pair.first} and {pair.second}"

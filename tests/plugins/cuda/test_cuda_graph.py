@@ -217,7 +217,7 @@ def test_where_one_links_version_is_not_known_the_bandwidth_is_not() -> None:
     links = (to("0000:02:00.0"), to("0000:02:00.0", 1, version=None))
     back = (to("0000:01:00.0"), to("0000:01:00.0", 1))
     graph = topology(two(*links, back=back))
-    assert nvlinks(graph)["cuda:0", "cuda:1"] in (None, 50e9)
+    assert nvlinks(graph)["cuda:0", "cuda:1"] is None
     assert nvlinks(topology(two(*links, back=tuple(replace(link, version=None) for link in back)))) == {
         ("cuda:0", "cuda:1"): None,
         ("cuda:1", "cuda:0"): None,
@@ -250,7 +250,8 @@ def test_a_mesh_of_unequal_links_is_no_switch() -> None:
     counts = {(0, 1): 1, (0, 2): 1, (0, 3): 2, (1, 2): 2, (1, 3): 1, (2, 3): 2}
     pairs = tuple(Pair(*key, nvlinks=count) for key, count in counts.items())
     graph = topology(Machine("made up", tuple(Gpu(index, numa=0) for index in range(4)), pairs=pairs))
-    assert nvlinks(graph).keys() == {*counts, *((b, a) for a, b in counts)} or len(nvlinks(graph)) == 12
+    ways = {*counts, *((other, one) for one, other in counts)}
+    assert nvlinks(graph) == {(f"cuda:{one}", f"cuda:{other}"): None for one, other in ways}
     assert [node.kind for node in graph.nodes] == ["device"] * 4 + ["host"]
 
 
