@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from cuda_stand_in import StandIn
 
 import devices
 from devices.errors import BackendUnavailableError, TopologyError
+from devices.testing.conformance import hosts
 from devices_cuda import CudaBackend, nvml, presence
 from devices_cuda.__main__ import main
 from devices_cuda.abilities import capabilities_of, dtypes_of
@@ -55,6 +56,19 @@ def test_a_backend_that_is_present_lists_devices_with_capabilities_and_a_graph(
     graph = backend.topology()
     assert graph is not None
     assert [node.name for node in graph.devices] == [str(device) for device in found]
+
+
+@pytest.mark.parametrize("law", [
+    hosts.attributes_are_plain, hosts.probe_says_why, hosts.probe_is_repeatable, hosts.devices_are_listed_alike,
+    hosts.devices_are_the_backends, hosts.devices_are_in_order, hosts.devices_have_memory, hosts.capabilities_are_equal,
+    hosts.reductions_have_a_meaning, hosts.limits_are_numbers, hosts.links_lead_to_devices,
+], ids=lambda law: law.__name__)  # fmt: skip
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_kits_laws_of_a_host_hold_on_every_machine(
+    name: str, law: Callable[[devices.Backend], None], host: pytest.MonkeyPatch
+) -> None:
+    put(host, name)
+    law(CudaBackend())
 
 
 def test_links_say_what_each_gpu_reaches_and_how_fast(host: pytest.MonkeyPatch) -> None:
