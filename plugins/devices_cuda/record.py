@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import types
@@ -179,13 +180,18 @@ def _read(value: Any, wanted: Any, where: str) -> Any:
 def _read_object(value: Any, wanted: type[Any], where: str) -> Any:
     if not isinstance(value, dict):
         raise RecordError(f"{where} is {_shown(value)}, not an object")
-    hints = typing.get_type_hints(wanted)
+    hints = _hints(wanted)
     if unknown := sorted(value.keys() - hints.keys()):
         raise RecordError(f"{where} has {unknown[0]!r}, which no {wanted.__name__} has")
     needed = [field.name for field in dataclasses.fields(wanted) if field.default is dataclasses.MISSING]
     if missing := [name for name in needed if name not in value]:
         raise RecordError(f"{where} lacks {missing[0]!r}")
     return wanted(**{name: _read(each, hints[name], f"{where}.{name}") for name, each in value.items()})
+
+
+@functools.cache
+def _hints(wanted: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(wanted)
 
 
 def _shown(value: Any) -> str:
