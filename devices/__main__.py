@@ -18,6 +18,7 @@ _COMMANDS = {
     "check": "run a torchrun program on thread ranks, and list what in it is bound to a vendor or refused by a target",
     "new-plugin": "write the package of a new backend, complete, to begin from",
     "conformance": "prove that a backend keeps every law of the interface, or show how it does not",
+    "calibrate": "measure how fast this host's own collectives are, for predictions",
     "flight": "print what the flight recorders of a program's ranks left: who called what when, and who is behind",
 }
 
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from devices.testing.conformance import command as conformance
 
             return conformance.run(known)
+        if known.command == "calibrate":
+            return _calibrate(known)
         return _flight(known) if known.command == "flight" else _check(known, [*unknown, *after])
     except BrokenPipeError:
         # The reader, `head` say, has seen enough. Python would complain once more when it flushes at exit.
@@ -127,6 +130,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     flight.add_argument("--trace", metavar="FILE", help="write a trace there, for ui.perfetto.dev or chrome://tracing")
     flight.add_argument("--last", type=int, default=40, metavar="N", help="how many calls to print, the last (40)")
     flight.add_argument("folder", help="the folder")
+    calibrate = commands.add_parser(
+        "calibrate",
+        help=_COMMANDS["calibrate"],
+        description="Measure the collectives of ranks that are processes of this host, and keep what was found where "
+        "predictions for the target `cpu` read it.",
+        epilog="Exit status: 0 if it was measured, 2 if it cannot be.",
+        allow_abbrev=False,
+    )
+    calibrate.add_argument("--ranks", type=int, default=2, help="how many ranks (2)")
+    calibrate.add_argument("--seconds", type=float, default=10.0, help="how long it measures (10)")
+    calibrate.add_argument("--into", metavar="FILE", help="where it is kept, if not in the user's cache")
+    calibrate.add_argument("--json", action="store_true", help="print all of it as JSON")
     new_plugin = commands.add_parser(
         "new-plugin",
         help=_COMMANDS["new-plugin"],
@@ -150,6 +165,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         "--last",
         "--only",
         "--seed",
+        "--seconds",
     ]
     return parser, options
 
@@ -180,6 +196,26 @@ def _env(options: argparse.Namespace) -> int:
         return 2
     print(json.dumps(found, indent=2) if options.json else _env.as_script(found))
     sys.stdout.flush()
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from devices import _calibrate
+    from devices.errors import DevicesError
+
+    try:
+        found = _calibrate.calibrate(options.ranks, options.seconds)
+        file = _calibrate.keep(found, Path(options.into) if options.into else None)
+    except (DevicesError, OSError) as error:
+        print(f"devices calibrate: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(found.as_data(), indent=2))
+    else:
+        _calibrate.show(found, options.ranks, sys.stdout)
+        print(f"kept in {file}")
     return 0
 
 

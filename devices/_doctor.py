@@ -127,6 +127,7 @@ def _switches() -> list[dict[str, str]]:
     meanings = {
         "DEVICES_BACKEND": "what `auto` means",
         "DEVICES_PLUGINS": "the only plugins that are loaded",
+        "DEVICES_CALIBRATION": "the file that `devices calibrate` writes, and predictions for this host read",
         "DEVICES_FLIGHT": "the folder that each rank's flight recorder writes a file to",
         "DEVICES_OBSERVERS": "plugins whose observers hear of every collective",
         _SECRET: "what ranks prove to each other that they know, before anything is sent",

@@ -13,8 +13,12 @@ from devices.topology.graph import Link, Node, Topology, both
 if TYPE_CHECKING:
     from devices.topology.bounds import Bound, bound
     from devices.topology.builders import fat_tree, machines, networked, rails, ring, switch, torus
+    from devices.topology.calibration import Calibration, read_calibration
+    from devices.topology.cost import predict
     from devices.topology.discovery import discover
+    from devices.topology.estimate import Estimate, Interval
     from devices.topology.files import read, write
+    from devices.topology.machine import Machine
     from devices.topology.replaying import Replayed, replay
     from devices.topology.synthesis import Plan, synthesize
     from devices.topology.unequal import Split, shares
@@ -24,16 +28,24 @@ _LAZY = {
     **dict.fromkeys(
         ("fat_tree", "machines", "networked", "rails", "ring", "switch", "torus"), "devices.topology.builders"
     ),
+    **dict.fromkeys(("Calibration", "read_calibration"), "devices.topology.calibration"),
+    "predict": "devices.topology.cost",
     "discover": "devices.topology.discovery",
+    **dict.fromkeys(("Estimate", "Interval"), "devices.topology.estimate"),
     **dict.fromkeys(("read", "write"), "devices.topology.files"),
     **dict.fromkeys(("Plan", "synthesize"), "devices.topology.synthesis"),
     **dict.fromkeys(("Replayed", "replay"), "devices.topology.replaying"),
     **dict.fromkeys(("Split", "shares"), "devices.topology.unequal"),
+    "Machine": "devices.topology.machine",
 }
 
 __all__ = [
     "Bound",
+    "Calibration",
+    "Estimate",
+    "Interval",
     "Link",
+    "Machine",
     "Node",
     "Plan",
     "Replayed",
@@ -45,8 +57,10 @@ __all__ = [
     "fat_tree",
     "machines",
     "networked",
+    "predict",
     "rails",
     "read",
+    "read_calibration",
     "replay",
     "ring",
     "shares",

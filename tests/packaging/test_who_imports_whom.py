@@ -56,6 +56,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("_terminal",),
     (
         "testing",
+        "_calibrate",
         "_doctor",
         "_doctor_view",
         "_env",

@@ -1,0 +1,141 @@
+"""`devices calibrate`: how fast this host's own collectives are, measured for a few seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import torch
+
+from devices import _collectives
+from devices.errors import ArgumentError, TopologyError
+from devices.topology.calibration import (
+    Calibration,
+    Knot,
+    calibration_file,
+    knot_of,
+    read_calibration,
+    write_calibration,
+)
+from devices.topology.estimate import duration
+
+if TYPE_CHECKING:
+    from devices._world import World
+
+SIZES = (1 << 10, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26)
+"""The sizes that are measured, in bytes of the larger of input and output."""
+
+VERBS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "permute")
+"""The verbs that are measured."""
+
+Curves = dict[str, list[tuple[int, list[float]]]]
+
+
+def measure(world: World, seconds: float = 10.0, sizes: Sequence[int] = SIZES) -> Curves:
+    """Return, for each verb and size, how long single calls in an open world took the slowest rank.
+
+    Every rank calls it. Each verb is called at each size for the same share of the time, in several turns, so that a
+    disturbance does not meet all calls of one size.
+    """
+    turns = 3
+    share = seconds / (len(VERBS) * len(sizes) * turns)
+    found: Curves = {verb: [] for verb in VERBS}
+    calls = {(verb, size): _call(verb, size, world) for verb in VERBS for size in sizes}
+    times: dict[tuple[str, int], list[float]] = {each: [] for each in calls}
+    numbers = {each: _number(call, share, world) for each, call in calls.items()}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(turns):
+            for each, call in calls.items():
+                times[each] += _times(call, numbers[each], warm_up=2)
+    finally:
+        gc.enable()
+    for (verb, size), mine in times.items():
+        slowest = _collectives.all_reduce(torch.tensor(mine, dtype=torch.float64), op="max")
+        found[verb].append((size, slowest.tolist()))
+    return found
+
+
+def _call(verb: str, size: int, world: World) -> Callable[[], object]:
+    """Return the call of a verb whose larger side has that many bytes on each rank, in float32."""
+    count = max(1, size // 4 // world.size) * world.size
+    part = count // world.size
+    given = torch.zeros(part if verb == "all_gather" else count)
+    gotten = torch.zeros(part if verb == "reduce_scatter" else count)
+    pairs = [(rank, (rank + 1) % world.size) for rank in range(world.size)]
+    calls: dict[str, Callable[[], object]] = {
+        "all_reduce": lambda: _collectives.all_reduce(given, out=given),
+        "all_gather": lambda: _collectives.all_gather(given, out=gotten),
+        "reduce_scatter": lambda: _collectives.reduce_scatter(given, out=gotten),
+        "all_to_all": lambda: _collectives.all_to_all(given, out=gotten),
+        "broadcast": lambda: _collectives.broadcast(given, src=0, out=given),
+        "permute": lambda: _collectives.permute(given, pairs=pairs, out=gotten),
+    }
+    return calls[verb]
+
+
+def _number(call: Callable[[], object], share: float, world: World) -> int:
+    """Return how many calls fit into a share of the time, the same on all ranks."""
+    tried = statistics.median(_times(call, 2, warm_up=1))
+    mine = torch.tensor([max(1.0, min(300.0, share / max(tried, 1e-6)))])
+    return int(_collectives.all_reduce(mine, op="min").item())
+
+
+def _times(call: Callable[[], object], number: int, warm_up: int) -> list[float]:
+    clock = time.perf_counter
+    for _ in range(warm_up):
+        call()
+    times = []
+    for _ in range(number):
+        start = clock()
+        call()
+        times.append(clock() - start)
+    return times
+
+
+def _of_a_rank(world: World, seconds: float) -> tuple[str, Curves]:
+    torch.set_num_threads(1)
+    return world.backend, measure(world, seconds)
+
+
+def calibrate(ranks: int, seconds: float = 10.0) -> Calibration:
+    """Return what was measured of a group of so many ranks, processes of this host."""
+    from devices.testing import run_processes
+
+    if ranks < 2:
+        raise ArgumentError(f"a group that can be measured has at least 2 ranks, got {ranks}")
+    if not 0 < seconds <= 60:
+        raise ArgumentError(f"measuring takes more than 0 and at most 60 seconds, got {seconds}")
+    backend, curves = run_processes(_of_a_rank, ranks, seconds, timeout=120 + 10 * seconds, backend="cpu")[0]
+    knots: dict[str, list[Knot]] = {
+        verb: [knot_of(size, times) for size, times in sizes] for verb, sizes in curves.items()
+    }
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return Calibration(platform.node() or "this host", os.cpu_count() or 1, today, backend, {ranks: knots})
+
+
+def keep(calibration: Calibration, into: Path | None) -> Path:
+    """Write what was measured, beside what was measured of other numbers of ranks; return the file."""
+    file = calibration_file() if into is None else into
+    # There may be none, or one that is of no use.
+    with contextlib.suppress(TopologyError):
+        calibration = calibration.joined(read_calibration(file))
+    write_calibration(calibration, file)
+    return file
+
+
+def show(calibration: Calibration, ranks: int, file: TextIO) -> None:
+    """Print what was measured, a line for each verb."""
+    for verb, knots in calibration.groups[ranks].items():
+        first = knots[0]
+        rate = calibration.bandwidth(verb, ranks) / 1e9
+        print(f"{verb}: {duration(first.seconds)} at {first.bytes} bytes, {rate:.3g} GB/s at the most", file=file)
