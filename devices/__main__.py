@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from devices import __version__
+from devices import __version__, _plan
 from devices.errors import did_you_mean
 
 _COMMANDS = {
@@ -18,6 +18,7 @@ _COMMANDS = {
     "check": "run a torchrun program on thread ranks, and list what in it is bound to a vendor or refused by a target",
     "new-plugin": "write the package of a new backend, complete, to begin from",
     "conformance": "prove that a backend keeps every law of the interface, or show how it does not",
+    "plan": "compare targets, meshes and batches for a model: what is fastest, cheapest, takes least energy, fits",
     "calibrate": "measure how fast this host's own collectives are, for predictions",
     "flight": "print what the flight recorders of a program's ranks left: who called what when, and who is behind",
 }
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return conformance.run(known)
         if known.command == "calibrate":
             return _calibrate(known)
+        if known.command == "plan":
+            return _plan.run(known)
         return _flight(known) if known.command == "flight" else _check(known, [*unknown, *after])
     except BrokenPipeError:
         # The reader, `head` say, has seen enough. Python would complain once more when it flushes at exit.
@@ -130,6 +133,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     flight.add_argument("--trace", metavar="FILE", help="write a trace there, for ui.perfetto.dev or chrome://tracing")
     flight.add_argument("--last", type=int, default=40, metavar="N", help="how many calls to print, the last (40)")
     flight.add_argument("folder", help="the folder")
+    plan = commands.add_parser(
+        "plan",
+        help=_COMMANDS["plan"],
+        description="Predict what training or serving a model takes, for each target, mesh and batch.",
+        epilog="Exit status: 0 if something fits, 1 if nothing does, 2 if it cannot be said.",
+        allow_abbrev=False,
+    )
+    _plan.add(plan)
     calibrate = commands.add_parser(
         "calibrate",
         help=_COMMANDS["calibrate"],
@@ -166,6 +177,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         "--only",
         "--seed",
         "--seconds",
+        *_plan.OPTIONS,
     ]
     return parser, options
 

@@ -20,6 +20,7 @@ from devices import _autoload, _observing, _registry, _torch_groups
 from devices._lanes import abort_native, close_destroyed, lanes_of
 from devices._launch import launch
 from devices._mesh import mesh_shape
+from devices._mesh_order import order_here, order_on
 from devices._open import my_device
 from devices._rendezvous import shared_store, tell_the_other_first
 from devices._roll_call import call_the_roll, check_alone, remember_world
@@ -30,6 +31,7 @@ from devices.fabric.host import open_here
 
 if TYPE_CHECKING:
     from devices._backend import Device
+    from devices.topology.graph import Topology
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -56,17 +58,30 @@ class World:
         self._owns_group = owns_group
         self._choice = choice
         self._note = note
+        self._name = str(device)
         # What prints an uncaught error: the hook before this world, and torch's, which puts the rank before each line.
         self._hooks: tuple[Any, Any] = (None, None)
 
-    def mesh(self, axes: Mapping[str, int]) -> DeviceMesh:
+    def mesh(
+        self,
+        axes: Mapping[str, int],
+        *,
+        topology: Topology | None = None,
+        traffic: Mapping[str, int | float] | None = None,
+    ) -> DeviceMesh:
         """Return a `DeviceMesh` of all ranks with the named axes, the last one varying fastest.
+
+        Where the topology of the ranks' devices is known, the ranks have those places in which the traffic of all axes
+        is predicted to take least; elsewhere their order is that of their numbers.
 
         Args:
             axes: the length of each axis; one may be -1 and takes what the others leave.
+            topology: of the ranks' devices, in their order; what the backend knows of this host if not said.
+            traffic: bytes that each axis moves, in proportion; the last axis has by far the most if not said.
 
         Raises:
             MeshError: the lengths do not multiply to the world's size.
+            TopologyError: the topology that is given is not connected, or lacks a bandwidth.
             WorldError: the world is closed.
 
         >>> import devices
@@ -76,7 +91,15 @@ class World:
         """
         self._check_open()
         shape = mesh_shape(axes, self.size)
-        return init_device_mesh(self.device.type, shape, mesh_dim_names=tuple(axes))
+        lengths = dict(zip(axes, shape, strict=True))
+        if topology is not None:
+            order = order_on(topology, lengths, self.size, traffic)
+        else:
+            backend = self._choice.backend
+            order = order_here(backend, self._name, lengths, self.rank, self.size, self.device, traffic)
+        if order == tuple(range(self.size)):
+            return init_device_mesh(self.device.type, shape, mesh_dim_names=tuple(axes))
+        return DeviceMesh(self.device.type, torch.tensor(order).view(shape), mesh_dim_names=tuple(axes))
 
     def close(self) -> None:
         """Close the world: its groups are given back. Closing twice does nothing."""

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from devices.topology.discovery import discover
     from devices.topology.estimate import Estimate, Interval
     from devices.topology.files import read, write
+    from devices.topology.laying import Layout, layout, layout_seconds
     from devices.topology.machine import Machine
+    from devices.topology.model import Model
+    from devices.topology.planning import Choice, Choices, choices
     from devices.topology.replaying import Replayed, replay
+    from devices.topology.serving import Service, serving
     from devices.topology.synthesis import Plan, synthesize
+    from devices.topology.training import Run, training_step
     from devices.topology.unequal import Split, shares
 
 _LAZY = {
@@ -37,24 +42,38 @@ _LAZY = {
     **dict.fromkeys(("Replayed", "replay"), "devices.topology.replaying"),
     **dict.fromkeys(("Split", "shares"), "devices.topology.unequal"),
     "Machine": "devices.topology.machine",
+    "Model": "devices.topology.model",
+    **dict.fromkeys(("Layout", "layout", "layout_seconds"), "devices.topology.laying"),
+    **dict.fromkeys(("Choice", "Choices", "choices"), "devices.topology.planning"),
+    **dict.fromkeys(("Service", "serving"), "devices.topology.serving"),
+    **dict.fromkeys(("Run", "training_step"), "devices.topology.training"),
 }
 
 __all__ = [
     "Bound",
     "Calibration",
+    "Choice",
+    "Choices",
     "Estimate",
     "Interval",
+    "Layout",
     "Link",
     "Machine",
+    "Model",
     "Node",
     "Plan",
     "Replayed",
+    "Run",
+    "Service",
     "Split",
     "Topology",
     "both",
     "bound",
+    "choices",
     "discover",
     "fat_tree",
+    "layout",
+    "layout_seconds",
     "machines",
     "networked",
     "predict",
@@ -63,10 +82,12 @@ __all__ = [
     "read_calibration",
     "replay",
     "ring",
+    "serving",
     "shares",
     "switch",
     "synthesize",
     "torus",
+    "training_step",
     "write",
 ]
 

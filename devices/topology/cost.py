@@ -34,7 +34,7 @@ On = str | Target | Machine | Calibration
 def predict(verb: str, size: float, on: On, ranks: int | None = None, *, one_process: bool = False) -> Estimate:
     """Return how long a collective takes, as an interval with its parts.
 
-    Ranks fill a target's domain first, and then further targets of the kind, joined by their network.
+    Ranks fill a domain first, all that links join, and then further domains of the kind, joined by their network.
 
     Args:
         verb: for instance "all_reduce".
@@ -58,7 +58,7 @@ def predict(verb: str, size: float, on: On, ranks: int | None = None, *, one_pro
     found = resolve(on)
     if isinstance(found, Calibration):
         return found.time(verb, size, ranks)
-    count = found.ranks_per_domain if ranks is None else ranks
+    count = found.ranks if ranks is None else ranks
     found = found.part(count // found.domains(count))
     if found.software == "nccl":
         estimate = nccl_time(verb, size, count, found, one_process=one_process)
@@ -78,7 +78,7 @@ def predict(verb: str, size: float, on: On, ranks: int | None = None, *, one_pro
     )
 
 
-def resolve(on: On) -> Machine | Calibration:
+def resolve(on: object) -> Machine | Calibration:
     """Return what a time is asked for."""
     if isinstance(on, (Machine, Calibration)):
         return on

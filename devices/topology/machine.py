@@ -34,6 +34,7 @@ class Machine:
         outer_link: the bandwidth of a chip to the rest of its domain, where that is less than `link`.
         network: the bandwidth of a chip to other domains; None when unknown.
         network_latency: seconds from the memory of a chip to that of one of another domain; None when unknown.
+        total: how many chips there are; None for as many as are asked for.
         speculative: whether the figures are of what is announced, or assumed.
         doubts: what is not sure of the figures.
     """
@@ -50,6 +51,7 @@ class Machine:
     outer_link: float | None = None
     network: float | None = None
     network_latency: float | None = None
+    total: int | None = None
     speculative: bool = False
     doubts: tuple[str, ...] = ()
 
@@ -57,6 +59,11 @@ class Machine:
     def ranks_per_domain(self) -> int:
         """How many ranks a domain has."""
         return self.ranks_per_chip * self.chips_per_domain
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks it has: all of a cluster's, or those of a domain."""
+        return self.ranks_per_domain if self.total is None else self.ranks_per_chip * self.total
 
     def domains(self, ranks: int) -> int:
         """Return over how many domains that many ranks lie, filled one after the other."""
@@ -112,12 +119,14 @@ def machine_of(target: Target) -> Machine:
     chip = target
     while chip.of is not None:
         chip = chip.of
-    count = math.prod(part.members for part in _parts(target))
+    # What joins the members of a cluster is the network alone.
+    domain = target.of if target.kind == "cluster" and target.of is not None else target
+    count = math.prod(part.members for part in _parts(domain))
     node = next((part for part in _parts(target) if part.kind == "machine"), target)
     doubts: list[str] = []
     whole = _rate(chip, "link_bandwidth_one_way", doubts)
     inner = _rate(node, "link_bandwidth_one_way", doubts) if node.of is not None else None
-    outer = _rate(target, "link_bandwidth_one_way", doubts) if target.kind == "ultraserver" else None
+    outer = _rate(domain, "link_bandwidth_one_way", doubts) if domain.kind == "ultraserver" else None
     link = inner or whole
     if link is None:
         if count > 1:
@@ -126,9 +135,7 @@ def machine_of(target: Target) -> Machine:
                 "and every collective depends on it"
             )
         link = math.inf
-    in_one = {part.kind: part for part in _parts(target)}
-    network = _rate(in_one.get("machine", target), "nic_bandwidth", doubts)
-    latency = _optional(in_one.get("machine", target), "nic_latency")
+    network = _rate(node, "nic_bandwidth", doubts)
     return Machine(
         name=target.name,
         software=limits.process_group,
@@ -136,12 +143,13 @@ def machine_of(target: Target) -> Machine:
         ranks_per_chip=limits.ranks_per_chip or 1,
         chips_per_node=limits.chips_per_node,
         chips_per_domain=count,
-        shape=str((_optional_figure(target, "topology") or _NO_SHAPE).value or "switch"),
+        shape=str((_optional_figure(domain, "topology") or _NO_SHAPE).value or "switch"),
         link=link,
         links=_count(chip, "links"),
         outer_link=outer,
         network=None if network is None else network / limits.chips_per_node,
-        network_latency=latency,
+        network_latency=_latency(target, node, doubts),
+        total=count * target.members if target.kind == "cluster" else None,
         speculative=is_speculative(chip),
         doubts=tuple(dict.fromkeys(doubts)),
     )
@@ -190,6 +198,22 @@ def _rate(target: Target, name: str, doubts: list[str]) -> float | None:
     if figure.status in ("inferred", *SPECULATIVE):
         doubts.append(f"{name} of {target.name} is {figure.status}")
     return float(figure.value)
+
+
+EFA, EFA_LATENCY = "EFA", 15e-6
+"""AWS measured it from the memory of one Trainium2 to that of another (SDK, intra- and inter-node collectives)."""
+
+
+def _latency(target: Target, node: Target, doubts: list[str]) -> float | None:
+    """Return the latency of the network; EFA is taken to be as slow everywhere as it was measured to be."""
+    for part in (target, node):
+        if (found := _optional(part, "nic_latency")) is not None:
+            return found
+    network = node.figures.get("network")
+    if network is None or network.value != EFA:
+        return None
+    doubts.append(f"nic_latency of {node.name} is that of EFA between Trainium2")
+    return EFA_LATENCY
 
 
 def _optional(target: Target, name: str) -> float | None:

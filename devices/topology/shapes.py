@@ -1,0 +1,106 @@
+"""The shape that a topology has: the axes of a torus, or domains in domains, as digits of its devices' places."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+from devices.topology.graph import Topology
+
+
+def digits(topology: Topology) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return prime radices, the first the farthest, and the ranks of devices in the order of such digits.
+
+    A torus or a grid has its axes, one after the other. Otherwise devices that the fastest links join are together,
+    and so are such domains that the next fastest join.
+    """
+    shape = torus_shape(topology)
+    if shape is not None:
+        return tuple(prime for length in shape for prime in primes(length)), tuple(range(math.prod(shape)))
+    ranks = _by_nearness(topology)
+    return tuple(reversed(primes(len(ranks)))), ranks
+
+
+def torus_shape(topology: Topology) -> tuple[int, ...] | None:
+    """Return the lengths of a torus's or a grid's axes, its devices in row-major order; None if it is none."""
+    count = len(topology.devices)
+    if count < 2 or len(topology.nodes) != count:
+        return None
+    places = {node.name: place for place, node in enumerate(topology.devices)}
+    joined = {(places[link.source], places[link.target]) for link in topology.links}
+    for shape in _shapes(count, 3):
+        whole = set(_pairs(shape))
+        inner = {pair for pair in whole if _is_inside(pair, shape)}
+        if inner <= joined <= whole:
+            return shape
+    return None
+
+
+def primes(number: int) -> list[int]:
+    """Return the prime factors of a number, the greatest first.
+
+    >>> primes(12)
+    [3, 2, 2]
+    """
+    found, factor = [], 2
+    while factor * factor <= number:
+        while number % factor == 0:
+            found.append(factor)
+            number //= factor
+        factor += 1
+    return sorted([*found, number] if number > 1 else found, reverse=True)
+
+
+def _shapes(count: int, axes: int) -> Iterator[tuple[int, ...]]:
+    """Yield the shapes of so many devices, of as few axes as can be, all longer than 1."""
+    yield (count,)
+    for many in range(2, axes + 1):
+        for lengths in itertools.product([each for each in range(2, count) if count % each == 0], repeat=many):
+            if math.prod(lengths) == count:
+                yield lengths
+
+
+def _pairs(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    for place in range(math.prod(shape)):
+        for length, stride in zip(shape, strides, strict=True):
+            at = place // stride % length
+            for step in (1, -1):
+                yield place, place + stride * ((at + step) % length - at)
+
+
+def _is_inside(pair: tuple[int, int], shape: Sequence[int]) -> bool:
+    """Return whether a pair of neighbours is not joined round the end of an axis."""
+    apart = abs(pair[0] - pair[1])
+    return apart in [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+
+
+def _by_nearness(topology: Topology) -> tuple[int, ...]:
+    """Return the ranks, domain after domain, in the order of their first devices."""
+    groups: list[list[int]] = [[rank] for rank in range(len(topology.devices))]
+    rates = sorted({link.bandwidth for link in topology.links if link.bandwidth is not None}, reverse=True)
+    for rate in rates:
+        together = _joined(topology, rate)
+        merged: dict[int, list[int]] = {}
+        for group in groups:
+            merged.setdefault(together[group[0]], []).extend(group)
+        groups = list(merged.values())
+    return tuple(rank for group in groups for rank in group)
+
+
+def _joined(topology: Topology, rate: float) -> list[int]:
+    """Return for each device a number that those have in common that links of at least this bandwidth join."""
+    parent = {node.name: node.name for node in topology.nodes}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    for link in topology.links:
+        if link.bandwidth is not None and link.bandwidth >= rate:
+            parent[root(link.source)] = root(link.target)
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(root(node.name), len(numbers)) for node in topology.devices]
