@@ -96,7 +96,7 @@ def rank_of(on: str | Target, dtype: str, watts: float | None = None, price: flo
         memory=float(memory),
         watts=None if watts is None else watts / share,
         price=None if price is None else price / share,
-        speculative=is_speculative(chip),
+        speculative=is_speculative(target),
         missing=tuple(missing),
     )
 

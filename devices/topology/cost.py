@@ -8,7 +8,7 @@ from typing import get_args
 from devices.catalogue import Target, load
 from devices.errors import ArgumentError, did_you_mean
 from devices.topology.calibration import Calibration, read_calibration
-from devices.topology.estimate import Estimate, around
+from devices.topology.estimate import Estimate, Interval, around
 from devices.topology.machine import Machine, machine_of
 from devices.topology.nccl_cost import nccl_time
 from devices.topology.neuron_cost import neuron_time
@@ -67,8 +67,12 @@ def predict(verb: str, size: float, on: On, ranks: int | None = None, *, one_pro
     else:
         estimate = _plain_time(verb, size, count, found)
     doubts = tuple(dict.fromkeys((*estimate.doubts, *found.doubts)))
+    seconds = estimate.seconds
+    if found.speculative:
+        # Nobody has measured it: the constants are of another generation, or of none.
+        seconds = Interval(seconds.low * 0.6, seconds.expected, seconds.high * 1.7)
     return Estimate(
-        estimate.seconds,
+        seconds,
         estimate.algorithm,
         estimate.latency,
         estimate.transfer,
@@ -101,7 +105,7 @@ def _plain_time(verb: str, size: float, ranks: int, machine: Machine) -> Estimat
     rate = machine.link if domains == 1 else min(machine.link, machine.between_domains())
     passes = {"all_reduce": 2.0, "broadcast": 1.0, "reduce": 1.0, "permute": 1.0, "send": 1.0}.get(verb, 1.0)
     share = (ranks - 1) / ranks if verb not in ("broadcast", "reduce", "permute", "send") else float(ranks > 1)
-    steps = 1 if verb in ("permute", "send") else round(passes) * (ranks - 1)
+    steps = int(ranks > 1) if verb in ("permute", "send") else round(passes) * (ranks - 1)
     basis = f"no model of the collectives of {machine.software!r}: bytes over links, at 5 us a step"
-    transfer = 0.0 if math.isinf(rate) else passes * share * size / (rate * ASSUMED_SHARE)
-    return around("ring", steps * ASSUMED_STEP, transfer, (0.4, 3.0), basis)
+    transfer = 0.0 if math.isinf(rate) or ranks == 1 else passes * share * size / (rate * ASSUMED_SHARE)
+    return around("ring" if ranks > 1 else "none", steps * ASSUMED_STEP, transfer, (0.4, 3.0), basis)

@@ -10,6 +10,9 @@ from typing import final
 from devices.catalogue import Figure, Target
 from devices.errors import ArgumentError, TargetNotFoundError, TopologyError
 
+UNKNOWN = "unknown"
+"""What moves the data where nobody has said."""
+
 SPECULATIVE = ("announced", "assumed")
 """The statuses of figures that make an answer a speculative one."""
 
@@ -138,7 +141,7 @@ def machine_of(target: Target) -> Machine:
     network = _rate(node, "nic_bandwidth", doubts)
     return Machine(
         name=target.name,
-        software=limits.process_group,
+        software=limits.process_group or UNKNOWN,
         generation=_generation(chip) if limits.process_group == "nccl" else limits.chip,
         ranks_per_chip=limits.ranks_per_chip or 1,
         chips_per_node=limits.chips_per_node,
@@ -150,13 +153,15 @@ def machine_of(target: Target) -> Machine:
         network=None if network is None else network / limits.chips_per_node,
         network_latency=_latency(target, node, doubts),
         total=count * target.members if target.kind == "cluster" else None,
-        speculative=is_speculative(chip),
+        speculative=is_speculative(target),
         doubts=tuple(dict.fromkeys(doubts)),
     )
 
 
 def is_speculative(target: Target) -> bool:
-    """Return whether what a chip computes, holds or reaches is announced or assumed."""
+    """Return whether what a chip computes, holds or reaches is announced or assumed, or the target is as a whole."""
+    if any(getattr(part, "speculative", False) for part in _parts(target)):
+        return True
     while target.of is not None:
         target = target.of
     return any(figure.status in SPECULATIVE for key, figure in target.figures.items() if key in _SPEAKING)

@@ -19,6 +19,10 @@ MESH_BELOW, KANGARING_ABOVE, FULL = 1e6, 56e6, 64
 fewer ranks both are as many times less, so that a rank's part is the same: the example of 16 ranks agrees."""
 
 
+KANGARING_MOST = 256
+"""Documented: of more ranks there is no KangaRing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Constants:
     """What was fitted for one chip; seconds, and factors.
@@ -98,7 +102,7 @@ def _latency(verb: str, size: float, local: int, constants: Constants) -> tuple[
         return "RDH", constants.start + times * math.log2(local) * constants.halving
     steps = times * (local - 1)
     if constants.is_new:
-        return "KangaRing", constants.start + steps * constants.step
+        return "KangaRing" if local <= KANGARING_MOST else "ring", constants.start + steps * constants.step
     # A short message has fewer pieces than there are ranks; from 1 KiB a piece on all steps of the ring are there.
     pieces = math.log2(max(size, 1) / (4 * local)) / 9
     return "ring", constants.start + steps * constants.step * min(1.0, max(0.0, pieces))
