@@ -92,7 +92,6 @@ def test_every_verb_is_right_through_host_memory_and_a_mismatch_is_found(folder:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checks", ["verbs.*", "order.*"])
-def test_it_keeps_the_laws(folder: str, checks: str) -> None:
-    done = Site(Path(folder), timeout=400).run("-m", "devices", "conformance", "staged", "--only", checks)
+def test_it_keeps_the_laws_of_order(folder: str) -> None:
+    done = Site(Path(folder), timeout=400).run("-m", "devices", "conformance", "staged", "--only", "order.*")
     assert done.returncode == 0, done.stdout + done.stderr
