@@ -386,6 +386,17 @@ class Backend(abc.ABC):
         """
         return ()
 
+    def bind(self, device: Device) -> None:
+        """Make `device` the one that this process works on, before any group opens; `devices.init` calls it once.
+
+        To be overridden where torch has no module for the device before something is imported, or where the device
+        becomes the current one by the opening of a group.
+        """
+        if device.type != "cpu":
+            import torch
+
+            torch.get_device_module(device.type).set_device(device.index)
+
     @abc.abstractmethod
     def open(self, group: Group) -> Communicator:
         """Return a communicator over `group`; every member calls this, and it may wait for the others."""

@@ -14,7 +14,7 @@ from typing import Any, final
 import torch
 
 from devices import _torch, _torch_groups
-from devices._backend import Communicator, Message, Pending, PendingFrom
+from devices._backend import Communicator, Group, Message, Pending, PendingFrom
 from devices._work import Together
 from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.errors import ArgumentError
@@ -78,6 +78,27 @@ class ProcessGroupCommunicator(Communicator):
         self._all_gather, self._reduce_scatter, self._all_to_all = _torch.flat_verbs(process_group)
         self._groups_messages = _torch_groups.groups_messages(process_group)
 
+    @classmethod
+    def open(
+        cls,
+        backend: str,
+        group: Group,
+        note: str = "",
+        *,
+        verbs: Iterable[str] | None = None,
+        even: Iterable[str] = (),
+    ) -> ProcessGroupCommunicator:
+        """Return one over a new group of the backend that a vendor's package has registered with torch by that name.
+
+        Torch has it in its account of groups then, as if the program had opened it: a vendor's group may ask torch for
+        its ranks. `close` takes it off again.
+        """
+        store = group.store.torch
+        opened = _torch_groups.open_group(
+            backend, store, group.ranks, group.rank, group.timeout, f"{group.name}/{backend}"
+        )
+        return cls(opened, note, verbs=verbs, even=even)
+
     @staticmethod
     def reductions_of(transport: str) -> Mapping[str, frozenset[torch.dtype]]:
         """Return what torch's backend `transport` ("gloo", "nccl") reduces exactly as torch's arithmetic does."""
@@ -114,7 +135,9 @@ class ProcessGroupCommunicator(Communicator):
     def all_to_all(
         self, output: torch.Tensor, input: torch.Tensor, output_counts: Sequence[int], input_counts: Sequence[int]
     ) -> Pending:
-        return self._all_to_all(output, input, list(output_counts), list(input_counts), _torch.AllToAllOptions())
+        # Some take no counts where they take equal ones alone.
+        counts = ([], []) if "all_to_all" in self.even else (list(output_counts), list(input_counts))
+        return self._all_to_all(output, input, *counts, _torch.AllToAllOptions())
 
     def broadcast(self, tensor: torch.Tensor, src: int) -> Pending:
         options = _torch.BroadcastOptions()
@@ -159,7 +182,7 @@ class ProcessGroupCommunicator(Communicator):
             self._messages.abort()
 
     def close(self) -> None:
-        self._group.shutdown()
+        _torch_groups.close_group(self._group)
         if self._messages is not None:
             self._messages.close()
 

@@ -113,3 +113,24 @@ def _grouped(backend: Any) -> Iterator[None]:
 def abort_all() -> None:
     """Abort all of torch's groups, and let torch forget them."""
     c10d._abort_process_group()
+
+
+def open_group(
+    backend: str, store: dist.Store, ranks: Sequence[int], rank: int, timeout: timedelta, name: str
+) -> dist.ProcessGroup:
+    """Open torch's group of a registered backend, on its members alone, also before there is a default group.
+
+    It is entered in torch's account of groups: a vendor's own, written in Python, asks torch for its ranks.
+    """
+    members = list(ranks) if dist.is_initialized() else []
+    group, _ = c10d._new_process_group_helper(len(ranks), rank, members, backend, store, name, timeout=timeout)  # type: ignore[arg-type]
+    c10d._world.pg_group_ranks[group] = {member: place for place, member in enumerate(ranks)}
+    return group  # type: ignore[no-any-return]
+
+
+def close_group(group: Any) -> None:
+    """Close a native group, and take it off torch's account if it is there."""
+    if group in c10d._world.pg_map:
+        dist.destroy_process_group(group)
+    else:
+        group.shutdown()

@@ -26,7 +26,7 @@ from devices._rendezvous import shared_store, tell_the_other_first
 from devices._roll_call import call_the_roll, check_alone, remember_world
 from devices._secret import authenticate, authentication, secret
 from devices._store import Store
-from devices.errors import ArgumentError, CollectiveError, DevicesError, UnsupportedError, WorldError
+from devices.errors import ArgumentError, CollectiveError, DevicesError, PluginError, UnsupportedError, WorldError
 from devices.fabric.host import open_here
 
 if TYPE_CHECKING:
@@ -254,8 +254,14 @@ def _my_device(choice: _registry.Choice, *, is_alone: bool = False) -> Device:
     # One that is no number is an error of who reads it to meet the others.
     rank = os.environ.get("RANK", "0")
     device = my_device(choice.backend, int(rank) if rank.isdecimal() else 0, is_alone=is_alone)
-    if device.type != "cpu":
-        torch.get_device_module(device.type).set_device(device.index)
+    try:
+        choice.backend.bind(device)
+    except DevicesError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"backend {choice.backend.name!r} could not make {device} the current one: {error}"
+        ) from error
     return device
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, final
 
 from devices import Backend, Capabilities, Communicator, Device, Group, Probe, Variable, hookimpl
 from devices.errors import UnsupportedError
-from devices_neuron.cores import Core, SettingsError, usable_cores
+from devices_neuron.cores import Core, SettingsError, index_of_first, usable_cores
 from devices_neuron.discover import discover
 from devices_neuron.machine import Absent, Machine
-from devices_neuron.software import Software, installed
+from devices_neuron.software import FITTING, Software, installed
 from devices_neuron.tree import Tree
 
 if TYPE_CHECKING:
@@ -51,8 +51,13 @@ class NeuronBackend(Backend):
         software: Software | None = None,
     ) -> None:
         self._root = root
-        self._environment: Mapping[str, str] = os.environ if environment is None else environment
+        self._variables: Mapping[str, str] = os.environ if environment is None else environment
         self._given = software
+
+    @cached_property
+    def _environment(self) -> Mapping[str, str]:
+        # As it was when it was first looked at: the vendor's process group gives the rank its one core by a variable.
+        return dict(self._variables)
 
     @cached_property
     def machine(self) -> Machine | Absent:
@@ -76,9 +81,10 @@ class NeuronBackend(Backend):
         machine = self.machine
         if isinstance(machine, Absent) or self._lack(machine):
             return ()
+        first = index_of_first(self._cores(), self._environment)
         return tuple(
             Device("neuron", "neuron", index, f"{machine.generation} at LNC {core.lnc}", core.memory, self._free(core))
-            for index, core in enumerate(self._cores())
+            for index, core in enumerate(self._cores(), first)
         )
 
     def capabilities(self, device: Device) -> Capabilities:
@@ -117,6 +123,9 @@ class NeuronBackend(Backend):
         if isinstance(machine, Absent):
             return machine.faults
         return contradictions_of(machine, Tree(self._root), self._environment)
+
+    def bind(self, device: Device) -> None:
+        import_module("devices_neuron.group").bind(device)
 
     def open(self, group: Group) -> Communicator:
         opened: Communicator = import_module("devices_neuron.group").open_group(group)
@@ -159,4 +168,7 @@ class NeuronBackend(Backend):
 
 @hookimpl
 def devices_backend() -> Backend:
+    if root := os.environ.get("DEVICES_NEURON_ROOT"):
+        # Another machine's files say nothing of what is installed here.
+        return NeuronBackend(Path(root), software=FITTING)
     return NeuronBackend()

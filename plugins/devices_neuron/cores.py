@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from devices_neuron.machine import Chip, Machine
@@ -96,6 +96,17 @@ def usable_cores(machine: Machine, environment: Mapping[str, str]) -> tuple[Core
         raise SettingsError(f"{COUNT}={count}: there are {len(cores)} logical cores that this process may use")
     # The runtime takes the first that are free.
     return tuple(cores[:count] if count else cores)
+
+
+def index_of_first(cores: Sequence[Core], environment: Mapping[str, str]) -> int:
+    """Return torch's index of the first of a process's cores.
+
+    It counts those that are visible. But a rank of a world has one core, and torch's index of that is its place among
+    the host's ranks, whichever core it is.
+    """
+    rank = environment.get("LOCAL_RANK", "")
+    is_rank = environment.get("WORLD_SIZE", "1") != "1" and rank.isdecimal() and len(rank) <= 4
+    return int(rank) if is_rank and len(cores) == 1 and environment.get(VISIBLE, "").strip() else 0
 
 
 def visible(environment: Mapping[str, str]) -> tuple[int, ...] | None:

@@ -53,6 +53,10 @@ class Software:
         return None
 
 
+FITTING = Software("2.13.3.0", "2.13.0", (3, 12))
+"""What SDK 2.33 has, with what it needs."""
+
+
 def installed() -> Software:
     """Return what is installed here; nothing of it is imported."""
     return Software(_version("torch-neuronx"), _version("torch"), sys.version_info[:2])

@@ -60,7 +60,7 @@ def test_the_package_of_the_document_is_a_complete_backend(tmp_path: Path) -> No
             run([*launch, "use.py"], package, environment)
             run([*launch, "every_verb.py"], package, environment)
     [doctor] = said.values()
-    assert "files  present  devices-files 0.1.0  every machine has files" in doctor
+    assert "files present devices-files 0.1.0 every machine has files" in " ".join(doctor.split())
     assert list(scratch.glob("devices-*")) == [], "folders were left behind"
 
 

@@ -168,8 +168,6 @@ def capabilities_are_equal(backend):
 
 
 def dtypes_are_dtypes(backend):
-    import warnings
-
     import torch
 
     for device in backend.devices():
@@ -178,15 +176,23 @@ def dtypes_are_dtypes(backend):
         assert fine, f"{device}: dtypes is {found!r}, expected a frozenset of some"
         for dtype in found:
             assert isinstance(dtype, torch.dtype), f"{device}: dtypes holds {dtype!r}, expected a torch.dtype"
-            place = device.type if device.type == "cpu" else f"{device.type}:{device.index}"
+
+
+def tensors_of_dtypes(world, places):
+    import warnings
+
+    import torch
+
+    for label, place, dtypes in places:
+        for dtype in dtypes:
             try:
                 with warnings.catch_warnings():
                     # torch's own, about complex32.
                     warnings.simplefilter("ignore")
-                    tensor = torch.empty(3, dtype=dtype, device=place)
+                    tensor = torch.empty(3, dtype=getattr(torch, dtype), device=place)
                     tensor.copy_(tensor.clone())
             except Exception as error:
-                raise AssertionError(f"{device}: no tensor can be of {dtype}, which is declared: {error}") from error
+                raise AssertionError(f"{label}: no tensor can be of {dtype}, which is declared: {error}") from error
 
 
 def reductions_have_a_meaning(backend):
@@ -270,6 +276,22 @@ _GROUPS = 24
 """How many groups are opened of a backend that allows as many, or any number."""
 
 
+_declared = on_host("capabilities.dtypes", "", dtypes_are_dtypes)
+
+
+def _dtypes_are_there(subject: Subject, tally: Tally) -> None:
+    _declared.run(subject, tally)
+    if tally.failed:
+        return
+    places = []
+    for device in subject.backend.devices():
+        names = sorted(str(dtype).removeprefix("torch.") for dtype in subject.backend.capabilities(device).dtypes)
+        place = device.type if device.type == "cpu" else f"{device.type}:{device.index}"
+        places.append((str(device), place, tuple(names)))
+    # On a rank and not here: some hardware gives a device to the first process that touches it, until that ends.
+    tally.hold(subject, tensors_of_dtypes, 1, tuple(places))
+
+
 def _sizes_open(subject: Subject, tally: Tally) -> None:
     for size in subject.sizes:
         if not tally.hold(subject, a_group_of_all_opens, size):
@@ -302,7 +324,7 @@ CHECKS: tuple[Check, ...] = (
     on_host(
         "capabilities.equal", "`capabilities` are equal for equal devices, whenever asked.", capabilities_are_equal
     ),
-    on_host("capabilities.dtypes", "A tensor on the device can be of each dtype that is declared.", dtypes_are_dtypes),
+    Check("capabilities.dtypes", "A tensor on the device can be of each dtype that is declared.", _dtypes_are_there),
     on_host(
         "capabilities.reductions",
         "Reductions are declared of known ops, on dtypes that are declared and on which they have a meaning.",

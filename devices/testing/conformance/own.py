@@ -60,6 +60,14 @@ def own_of(subject: Subject) -> Own | None:
     return Own(tuple(verb for verb in _ALL if verb in found), tuple(composed), unused)
 
 
+def has_messages(subject: Subject) -> bool:
+    """Return whether a backend has messages between two ranks, which nothing composes."""
+    if "messages" not in subject.kept:
+        own = own_of(subject)
+        subject.kept["messages"] = own is None or "exchange" in own.verbs
+    return bool(subject.kept["messages"])
+
+
 def _own(world: Any) -> list[str]:
     verbs = own_verbs(None)
     # Where somebody watches, it is what is watched that has them.

@@ -17,6 +17,7 @@ import torch
 from devices.testing.conformance.calls import JOINING, REDUCING, SPLITTING, VERBS, Call
 from devices.testing.conformance.check import Check, Tally
 from devices.testing.conformance.expected import has_meaning
+from devices.testing.conformance.own import has_messages
 from devices.testing.conformance.programs import Program, Wrong
 from devices.testing.conformance.smaller import shown
 from devices.testing.conformance.subject import Subject
@@ -127,7 +128,7 @@ def _programs(subject: Subject, sizes: Sequence[int], dtypes: Sequence[str]) -> 
     can = subject.capabilities
     meaningful = {op: [dtype for dtype in dtypes if has_meaning(op, getattr(torch, dtype))] for op in _OPS}
     ops = [op for op in _OPS if meaningful[op]]
-    verbs = [verb for verb in VERBS if ops or verb not in REDUCING]
+    verbs = [verb for verb in VERBS if (ops or verb not in REDUCING) and (verb != "send" or has_messages(subject))]
 
     @st.composite
     def parts(draw: Any, size: int) -> Any:

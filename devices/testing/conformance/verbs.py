@@ -12,6 +12,7 @@ import torch
 from devices.testing.conformance.calls import JOINING, REDUCING, SPLITTING, VERBS, Call, Parts
 from devices.testing.conformance.check import Check, Tally, on_ranks
 from devices.testing.conformance.expected import has_meaning
+from devices.testing.conformance.own import has_messages
 from devices.testing.conformance.programs import Found, Program, Wrong
 from devices.testing.conformance.smaller import shown
 from devices.testing.conformance.subject import Subject
@@ -126,6 +127,11 @@ def program_of(subject: Subject, size: int, verbs: Sequence[str] = VERBS) -> Pro
 
 
 def _look(verb: str, subject: Subject, tally: Tally) -> None:
+    if verb == "send" and not has_messages(subject):
+        size = min(size for size in subject.sizes if size > 1)
+        if tally.hold(subject, messages_are_refused, size):
+            tally.refuse("messages between two ranks")
+        return
     for size in subject.sizes:
         try:
             program, founds = _founds(subject, size, verb)
@@ -144,6 +150,21 @@ def _look(verb: str, subject: Subject, tally: Tally) -> None:
             return
     if not tally.proved and not tally.failed:
         tally.skip(f"needs a dtype that {verb} has a meaning on, and the backend declares none")
+
+
+def messages_are_refused(world):  # type: ignore[no-untyped-def]  # its source is shown
+    import torch
+
+    import devices
+
+    x, peer = torch.ones(3, device=world.device), (world.rank + 1) % world.size
+    for verb, given in (("send", {"dst": peer}), ("recv", {"src": peer})):
+        for async_op in (False, True):
+            try:
+                getattr(devices, verb)(x, async_op=async_op, **given)
+            except devices.errors.UnsupportedError:
+                continue
+            raise AssertionError(f"rank {world.rank}: {verb}, which the communicator has not, raised nothing")
 
 
 def _founds(subject: Subject, size: int, verb: str) -> tuple[Program, list[Found]]:
