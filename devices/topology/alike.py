@@ -1,4 +1,4 @@
-"""Trees for graphs that look the same from every device: a few for the first, moved to all others.
+"""Trees for graphs that look the same from many devices: a few for the first of each block, moved to all others.
 
 What matters of a tree is then how often it uses links of each class, the links that moves take to each other. Each
 class has a quota. A tree grows by one link at a time, of the class that is furthest below its quota, and carries as
@@ -27,11 +27,18 @@ ROUTES = 16
 TRIES = 6
 """So often is a forest grown anew, in twice as many parts, if it is not the best that can be."""
 
+MANY = 256
+"""For more devices than that, it is grown once."""
+
+
+PARTS = 32
+"""At most about so many trees share what a root sends."""
+
 
 @final
 @dataclass(frozen=True)
 class Way:
-    """How the first device reaches another without passing a device.
+    """How the first device of a block reaches another without passing a device.
 
     Args:
         target: its rank.
@@ -44,28 +51,30 @@ class Way:
     uses: tuple[tuple[int, Fraction], ...]
 
 
-def alike_forest(capacities: Capacities, moved: Translations, time: Fraction) -> Forest:
-    """Return a forest of a graph that looks the same from every device; each root has the same number of units.
+def alike_forest(capacities: Capacities, moved: Translations, shares: Mapping[int, Fraction], time: Fraction) -> Forest:
+    """Return a forest of a graph that looks the same from many devices.
 
     Args:
         capacities: the graph.
         moved: its translations.
+        shares: how much of the data each endpoint has, in each block all the same.
         time: the least that could be, for each unit of capacity and all data being 1.
     """
     alike, sizes, rates = classes(capacities, moved)
-    ways = _ways(capacities, alike, sizes, len(moved.moves))
-    count = len(moved.moves)
-    # What a link of each class may carry for each unit of one root.
-    quotas = [rate * time * count for rate in rates]
-    least = math.lcm(*(quota.denominator for quota in quotas))
+    ways = [_ways(capacities, alike, sizes, moved, block) for block in range(moved.blocks)]
+    # What a link of each class may carry.
+    quotas = [rate * time for rate in rates]
+    each = [shares[capacities.endpoints[block * moved.count]] for block in range(moved.blocks)]
+    whole = math.lcm(*(value.denominator for value in (*each, *quotas)))
     best: Forest | None = None
     for attempt in range(TRIES):
-        units = min(least, 1 << 12) << attempt
-        trees = _Growth(count, _sums(capacities, moved), ways, quotas).grow(units)
-        found = _moved(capacities, moved, ways, trees)
+        scale = whole << attempt
+        growth = _Growth(_sums(capacities, moved), moved.count, ways, [quota * scale for quota in quotas])
+        trees = growth.grow([int(share * scale) for share in each])
+        found = _moved(capacities, moved, growth.ways, trees)
         if best is None or found.time(capacities.arcs) < best.time(capacities.arcs):
             best = found
-        if best.time(capacities.arcs) <= time:
+        if best.time(capacities.arcs) <= time or len(capacities.endpoints) > MANY:
             break
     assert best is not None
     return best
@@ -73,8 +82,9 @@ def alike_forest(capacities: Capacities, moved: Translations, time: Fraction) ->
 
 @dataclass(frozen=True)
 class _Tree:
-    """A tree from rank 0: for each rank its parent, its depth and the number of the way that leads to it."""
+    """A tree from the first rank of a block: for each rank its parent, its depth and the number of the way to it."""
 
+    block: int
     units: int
     parents: list[int]
     depths: list[int]
@@ -98,14 +108,18 @@ def classes(capacities: Capacities, moved: Translations) -> tuple[dict[tuple[int
 
 
 def _ways(
-    capacities: Capacities, classes: Mapping[tuple[int, int], int], sizes: Sequence[int], count: int
+    capacities: Capacities,
+    classes: Mapping[tuple[int, int], int],
+    sizes: Sequence[int],
+    moved: Translations,
+    block: int,
 ) -> list[Way]:
-    """Return the ways from the first device, for each target and each first link the shortest ones."""
+    """Return the ways from the first device of a block, for each target and each first link the shortest ones."""
     ranks = {node: rank for rank, node in enumerate(capacities.endpoints)}
     after: dict[int, list[int]] = {}
     for source, target in capacities.arcs:
         after.setdefault(source, []).append(target)
-    start = capacities.endpoints[0]
+    start = capacities.endpoints[block * moved.count]
     found: list[Way] = []
     for first in after[start]:
         paths: dict[int, list[Path]] = {first: [(start, first)]}
@@ -129,13 +143,15 @@ def _ways(
                     uses: dict[int, int] = {}
                     for arc in itertools.pairwise(path):
                         uses[classes[arc]] = uses.get(classes[arc], 0) + 1
-                    each = tuple((number, Fraction(times * count, sizes[number])) for number, times in uses.items())
+                    each = tuple(
+                        (number, Fraction(times * moved.count, sizes[number])) for number, times in uses.items()
+                    )
                     found.append(Way(ranks[node], path, each))
     return found
 
 
 def _sums(capacities: Capacities, moved: Translations) -> Numbers:
-    """Return for two ranks the one that the move of the first takes the second to."""
+    """Return for each move where it takes each rank."""
     places = np.zeros(capacities.size, dtype=np.int64)
     places[list(capacities.endpoints)] = np.arange(len(capacities.endpoints))
     found: Numbers = places[moved.moves[:, list(capacities.endpoints)]]
@@ -143,28 +159,35 @@ def _sums(capacities: Capacities, moved: Translations) -> Numbers:
 
 
 class _Growth:
-    def __init__(self, count: int, sums: Numbers, ways: Sequence[Way], quotas: Sequence[Fraction]) -> None:
+    def __init__(self, sums: Numbers, count: int, ways: Sequence[Sequence[Way]], left: Sequence[Fraction]) -> None:
+        self.size = sums.shape[1]
         self.count = count
         self.sums: list[list[int]] = sums.tolist()
-        self.ways = ways
-        self.quotas = quotas
-        kinds: dict[tuple[tuple[int, Fraction], ...], list[int]] = {}
-        for number, way in enumerate(ways):
-            kinds.setdefault(tuple(sorted(way.uses)), []).append(number)
+        self.ways = [way for some in ways for way in some]
+        self.left = list(left)
+        kinds: dict[tuple[tuple[int, Fraction], ...], list[list[int]]] = {}
+        number = 0
+        for block, some in enumerate(ways):
+            for way in some:
+                kinds.setdefault(tuple(sorted(way.uses)), [[] for _ in ways])[block].append(number)
+                number += 1
         self.kinds = list(kinds.items())
 
-    def grow(self, units: int) -> list[_Tree]:
-        """Return trees that carry so many units together."""
-        left = [quota * units for quota in self.quotas]
+    def grow(self, wanted: Sequence[int]) -> list[_Tree]:
+        """Return trees that carry so many units from the first rank of each block."""
+        waiting = list(wanted)
         trees = []
-        while units:
-            aims = [rest / units for rest in left]
-            tree, used = self._tree(aims)
+        while units := sum(waiting):
+            # The block of which most is left, of what it has.
+            block = max(range(len(waiting)), key=lambda each: Fraction(waiting[each], max(1, wanted[each])))
+            aims = [rest / units for rest in self.left]
+            tree, used = self._tree(block, aims)
             carried = self._how_many(units, aims, used)
-            trees.append(_Tree(carried, *tree))
-            left = [rest - use * carried for rest, use in zip(left, used, strict=True)]
-            units -= carried
-        return trees
+            carried = min(waiting[block], max(carried, -(-wanted[block] // PARTS)))
+            trees.append(_Tree(block, carried, *tree))
+            self.left = [rest - use * carried for rest, use in zip(self.left, used, strict=True)]
+            waiting[block] -= carried
+        return sorted(trees, key=lambda tree: tree.block)
 
     def _how_many(self, units: int, aims: Sequence[Fraction], used: Sequence[Fraction]) -> int:
         """Return how many units a tree may carry so that the others need not go below its uses by more than one."""
@@ -174,16 +197,18 @@ class _Growth:
                 most = min(most, units * (1 - (use - aim)))
         return max(1, math.floor(most))
 
-    def _tree(self, aims: Sequence[Fraction]) -> tuple[tuple[list[int], list[int], list[int]], list[Fraction]]:
+    def _tree(
+        self, block: int, aims: Sequence[Fraction]
+    ) -> tuple[tuple[list[int], list[int], list[int]], list[Fraction]]:
         used = [Fraction(0)] * len(aims)
-        parents, depths, ways = [-1] * self.count, [0] * self.count, [-1] * self.count
-        parents[0] = 0
-        reached = [0]
+        root = block * self.count
+        parents, depths, ways = [-1] * self.size, [0] * self.size, [-1] * self.size
+        parents[root] = root
+        reached = [root]
         # For each kind of ways, the next rank and the next way from it that may lead on.
         pointers = [[0, 0] for _ in self.kinds]
         alive = set(range(len(self.kinds)))
-        # What is left of each kind's quota, of the class that has least; sorting by it is done when it changes.
-        while len(reached) < self.count:
+        while len(reached) < self.size:
             ranked = sorted(
                 alive,
                 key=lambda kind: -min((aims[number] - used[number]) / uses for number, uses in self.kinds[kind][0]),
@@ -202,15 +227,16 @@ class _Growth:
         return (parents, depths, ways), used
 
     def _next(
-        self, pointer: list[int], numbers: Sequence[int], reached: Sequence[int], parents: Sequence[int]
+        self, pointer: list[int], numbers: Sequence[Sequence[int]], reached: Sequence[int], parents: Sequence[int]
     ) -> tuple[int, int, int] | None:
         """Return the next step of a kind, from the rank that was reached first."""
         place, turn = pointer
         while place < len(reached):
             source = reached[place]
-            row = self.sums[source]
-            while turn < len(numbers):
-                way = numbers[turn]
+            block, move = divmod(source, self.count)
+            row, some = self.sums[move], numbers[block]
+            while turn < len(some):
+                way = some[turn]
                 target = row[self.ways[way].target]
                 if parents[target] < 0:
                     pointer[:] = place, turn
@@ -224,41 +250,39 @@ class _Growth:
 def _moved(capacities: Capacities, moved: Translations, ways: Sequence[Way], trees: Sequence[_Tree]) -> Forest:
     """Return the trees of all ranks."""
     sums = _sums(capacities, moved)
-    count = len(sums)
-    shape = count, len(trees), count
-    parents, depths, hops = (np.empty(shape, dtype=np.int64) for _ in range(3))
-    for number, tree in enumerate(trees):
-        # Where a move takes a rank, it takes the rank's parent along.
-        np.put_along_axis(parents[:, number], sums, sums[:, tree.parents], axis=1)
-        np.put_along_axis(depths[:, number], sums, np.broadcast_to(np.array(tree.depths), sums.shape), axis=1)
-        np.put_along_axis(hops[:, number], sums, np.broadcast_to(np.array(tree.ways), sums.shape), axis=1)
+    count, size = sums.shape
+    tables: list[list[Numbers]] = [[], [], []]
+    roots, units = [], []
+    for block in range(moved.blocks):
+        own = [tree for tree in trees if tree.block == block]
+        some = [np.empty((count, len(own), size), dtype=np.int64) for _ in tables]
+        for number, tree in enumerate(own):
+            # Where a move takes a rank, it takes the rank's parent along.
+            np.put_along_axis(some[0][:, number], sums, sums[:, tree.parents], axis=1)
+            np.put_along_axis(some[1][:, number], sums, np.broadcast_to(np.array(tree.depths), sums.shape), axis=1)
+            np.put_along_axis(some[2][:, number], sums, np.broadcast_to(np.array(tree.ways), sums.shape), axis=1)
+        for table, one in zip(tables, some, strict=True):
+            table.append(one.reshape(-1, size))
+        roots.append(np.repeat(np.arange(block * count, (block + 1) * count), len(own)))
+        units += [tree.units for tree in own] * count
     crossing = [0] * len(ways)
     for tree in trees:
         for number in tree.ways:
             if number >= 0:
                 crossing[number] += tree.units
     totals: dict[tuple[int, int], int] = {}
-    keys = np.zeros(0, dtype=np.int64)
     loads = np.zeros(capacities.size * capacities.size, dtype=np.int64)
-    for way, units in zip(ways, crossing, strict=True):
-        if units:
+    for way, some_units in zip(ways, crossing, strict=True):
+        if some_units:
             for source, target in itertools.pairwise(way.path):
                 keys = moved.moves[:, source] * capacities.size + moved.moves[:, target]
-                np.add.at(loads, keys, units)
+                np.add.at(loads, keys, some_units)
     for key in np.flatnonzero(loads).tolist():
         totals[divmod(key, capacities.size)] = int(loads[key])
 
     def path(source: int, target: int, hop: int) -> Path:
         del target
-        return tuple(moved.moves[source, list(ways[hop].path)].tolist())
+        return tuple(moved.moves[source % count, list(ways[hop].path)].tolist())
 
-    return Forest(
-        count,
-        np.repeat(np.arange(count), len(trees)),
-        tuple(tree.units for tree in trees) * count,
-        parents.reshape(-1, count),
-        depths.reshape(-1, count),
-        hops.reshape(-1, count),
-        path,
-        totals,
-    )
+    parents, depths, hops = (np.concatenate(table) for table in tables)
+    return Forest(size, np.concatenate(roots), tuple(units), parents, depths, hops, path, totals)

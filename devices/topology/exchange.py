@@ -90,17 +90,17 @@ class _Ways:
         for source, target in capacities.arcs:
             self._after.setdefault(source, []).append(target)
         # Where all devices are alike, one stands for all: what it loads is spread over the links of a class.
-        self._sources = capacities.endpoints if moved is None else capacities.endpoints[:1]
+        self._sources = capacities.endpoints if moved is None else capacities.endpoints[:: moved.count]
         if moved is None:
             self._classes = {arc: number for number, arc in enumerate(capacities.arcs)}
             self._times = [Fraction(1)] * len(capacities.arcs)
         else:
             self._classes, sizes, _ = classes(capacities, moved)
-            self._times = [Fraction(len(capacities.endpoints), size) for size in sizes]
+            self._times = [Fraction(moved.count, size) for size in sizes]
         self._crossed = [0] * len(self._times)
         self._paths: dict[tuple[int, int, int], Path] = {}
         self._scale = STEEP / float(least * pieces * len(capacities.endpoints))
-        others = [node for node in capacities.endpoints if moved is None or node != self._sources[0]]
+        others = list(capacities.endpoints)
         several = [others] if len(capacities.endpoints) > SMALL else [[node] for node in others]
         for number in range(ROUNDS):
             for piece in range(pieces):
@@ -124,11 +124,11 @@ class _Ways:
         """Return the path between two ranks."""
         if self._moved is None:
             return self._paths[self._capacities.endpoints[source], self._capacities.endpoints[target], piece]
-        move = self._moved.moves[source]
-        back = self._moved.moves[self._moved.minus(source)]
-        first = self._capacities.endpoints[0]
+        block, place = divmod(source, self._moved.count)
+        back = self._moved.moves[self._moved.minus(place)]
+        first = self._capacities.endpoints[block * self._moved.count]
         other = int(back[self._capacities.endpoints[target]])
-        return tuple(move[list(self._paths[first, other, piece])].tolist())
+        return tuple(self._moved.moves[place, list(self._paths[first, other, piece])].tolist())
 
     def _send(self, source: int, targets: Sequence[int], piece: int) -> None:
         """Find the way of a piece from a node to several, on the tree of ways that cost least now."""

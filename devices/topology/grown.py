@@ -19,6 +19,12 @@ from devices.topology.forest import Forest, Path
 ROUNDS = 2
 """So often is every tree grown."""
 
+TREES = 64
+"""At least so many trees there are."""
+
+NEAR = 8
+"""From each device, on each first link, so many targets before it in rank and so many behind it are looked at."""
+
 Way = tuple[int, tuple[int, ...], int]
 """The rank that it leads to, the numbers of the arcs on it, and its own number."""
 
@@ -37,12 +43,15 @@ def grown_forest(capacities: Capacities, shares: Mapping[int, Fraction]) -> Fore
         after.setdefault(source, []).append(target)
     for node in capacities.endpoints:
         ways.append([])
-        for path in _paths(after, ranks, node):
+        for path in _near(_paths(after, ranks, node), ranks):
             arcs = tuple(numbers[arc] for arc in itertools.pairwise(path))
             ways[-1].append((ranks[path[-1]], arcs, len(paths)))
             paths.append(path)
     below = math.lcm(*(share.denominator for share in shares.values()))
-    roots = [ranks[node] for node in capacities.endpoints if shares[node]]
+    holders = [ranks[node] for node in capacities.endpoints if shares[node]]
+    # A few roots need several trees each to fill all links.
+    each = -(-TREES // len(holders))
+    roots = [root for root in holders for _ in range(each)]
     units = [int(shares[capacities.endpoints[root]] * below) for root in roots]
     loads = [0.0] * len(ends)
     trees: list[tuple[list[int], list[int], list[int]]] = [([], [], [])] * len(roots)
@@ -87,6 +96,19 @@ def _paths(after: Mapping[int, list[int]], ranks: Mapping[int, int], start: int)
                         seen.add(other)
                         reached.append((*path, other))
             frontier = reached
+    return found
+
+
+def _near(paths: list[Path], ranks: Mapping[int, int]) -> list[Path]:
+    """Return those of the paths of a device that lead to the nearest ranks, for each first link."""
+    first: dict[int, list[Path]] = {}
+    for path in paths:
+        first.setdefault(path[1], []).append(path)
+    found: list[Path] = []
+    for some in first.values():
+        rank = ranks[some[0][0]]
+        some.sort(key=lambda path: (ranks[path[-1]] - rank) % len(ranks))
+        found += some if len(some) <= 2 * NEAR else some[:NEAR] + some[-NEAR:]
     return found
 
 

@@ -27,8 +27,14 @@ from devices.topology.packing import packed_forest
 from devices.topology.programs import Route
 from devices.topology.translations import translations
 
-EXACT = 80
+EXACT = 64
 """Up to so many devices trees are packed exactly, whatever the graph; more only where all devices are alike."""
+
+SMALL = 32
+"""For more devices than that, trees are first looked for that are moved to many devices."""
+
+BLOCKS = 8
+"""At most so many kinds of devices have trees of their own that are moved to all alike."""
 
 LONGER = (Fraction(1), *(1 + Fraction(1, 2**part) for part in (6, 4, 3, 2, 1, 0)))
 """Times the least time in which trees are looked for."""
@@ -96,9 +102,9 @@ class Plan:
 def synthesize(topology: Topology, verb: str, root: int = 0) -> Plan:
     """Return a schedule for a verb on a topology.
 
-    Up to `EXACT` devices, and on any number of devices that are all alike, it is as fast as the bound; only an
-    all_to_all, whose bound need not be reached, and graphs whose links are not as fast one way as the other may keep it
-    from that. `Plan.ratio` says how close it is. An all_reduce has shares that fit where devices differ.
+    Up to `EXACT` devices, and on any number of devices of a few kinds, it is as fast as the bound; only an all_to_all,
+    whose bound need not be reached, and graphs whose links are not as fast one way as the other may keep it from that.
+    `Plan.ratio` says how close it is. An all_reduce has shares that fit where devices differ.
 
     Args:
         topology: whose links have bandwidths.
@@ -160,13 +166,16 @@ def _for_all_reduce(capacities: Capacities) -> tuple[dict[int, Fraction], Forest
         shares = best_shares(capacities).shares
         return shares, _forest(capacities.reversed(), shares), _forest(capacities, shares)
     found: list[tuple[dict[int, Fraction], Forest]] = []
+    moved = translations(capacities) if len(capacities.endpoints) > SMALL else None
     for signed in _signed_shares(capacities):
-        if (ways := oriented(capacities, signed)) is not None:
+        if (ways := oriented(capacities, signed, moved)) is not None:
             shares, graph, time = ways
             forest = _forest(graph, shares, time)
             if forest.time(graph.arcs) <= time:
                 return shares, forest, forest
             found.append((shares, forest))
+        if len(capacities.endpoints) > SMALL:
+            break
     shares = best_shares(capacities).shares
     found.append((shares, _forest(capacities, shares)))
     shares, forest = min(found, key=lambda each: _both_ways(each[1]).time(capacities.arcs))
@@ -196,18 +205,23 @@ def _forest(capacities: Capacities, shares: Mapping[int, Fraction], time: Fracti
     if time is None:
         time = _least_time(capacities, shares)
     best: Forest | None = None
-    if len(set(shares.values())) == 1 and (moved := translations(capacities)) is not None:
-        best = alike_forest(capacities, moved, time)
-        if best.time(capacities.arcs) <= time:
-            return best
-    if len(capacities.endpoints) > EXACT:
+    size = len(capacities.endpoints)
+    moved = translations(capacities)
+    if moved is not None and (moved.blocks == 1 or size > SMALL) and moved.blocks <= BLOCKS:
+        values = list(shares.values())
+        if all(len(set(values[start : start + moved.count])) == 1 for start in range(0, size, moved.count)):
+            best = alike_forest(capacities, moved, shares, time)
+            if best.time(capacities.arcs) <= time:
+                return best
+    if size > EXACT:
         found = grown_forest(capacities, shares)
         return found if best is None or found.time(capacities.arcs) < best.time(capacities.arcs) else best
     # The first is enough unless more enters a switch than leaves it, or less.
-    for longer in LONGER:
+    for longer in LONGER if size <= SMALL else LONGER[:1]:
         with contextlib.suppress(TopologyError):
             return packed_forest(capacities, shares, time * longer)
-    return grown_forest(capacities, shares)
+    found = grown_forest(capacities, shares)
+    return found if best is None or found.time(capacities.arcs) < best.time(capacities.arcs) else best
 
 
 def _least_time(capacities: Capacities, shares: Mapping[int, Fraction]) -> Fraction:

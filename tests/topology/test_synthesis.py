@@ -116,11 +116,22 @@ def test_unequal_devices_have_unequal_shares_of_an_all_reduce() -> None:
     assert 1 / plan.seconds_per_byte == 480 * Fraction(3, 2)
 
 
-def test_more_devices_than_are_packed_exactly_still_get_a_plan() -> None:
+def test_many_devices_of_a_few_kinds_are_filled_too() -> None:
     mixed = networked([switch(48, 450, device="cuda"), torus((6, 8), 64, device="neuron")], [50, 25])
-    plan = synthesize(mixed, "all_gather")
-    assert reached(plan) <= 1 / plan.bound.check()
-    assert plan.ratio > 0.8
+    for verb in ("all_gather", "all_reduce"):
+        plan = synthesize(mixed, verb)
+        assert plan.ratio == 1.0
+    assert reached(plan) == 1 / plan.bound.check()
+
+
+def test_a_large_graph_in_which_nothing_is_alike_still_gets_a_plan() -> None:
+    whole = torus((5, 5, 3), 50)
+    gone = {"device:0", "device:1"}
+    damaged = Topology(whole.nodes, [link for link in whole.links if {link.source, link.target} != gone])
+    for verb in ("all_gather", "broadcast"):
+        plan = synthesize(damaged, verb)
+        assert reached(plan) <= 1 / plan.bound.check()
+        assert plan.ratio > 0.9
 
 
 @pytest.mark.slow
