@@ -59,9 +59,10 @@ if TYPE_CHECKING:
     from devices._torch_groups import torch_backend
     from devices._work import Work
     from devices._world import World, explain, init
+    from devices.domains import open_domains
     from devices.fabric.communicator import FabricCommunicator
     from devices.fabric.host.fabric import open_fabric
-    from devices.fabric.host.meeting import open_shared_memory
+    from devices.fabric.host.meeting import memory_domain, open_shared_memory
     from devices.fabric.interface import Fabric
 
 __version__ = "0.1.0"
@@ -101,7 +102,8 @@ _LAZY = {
     "Fabric": "devices.fabric.interface",
     "FabricCommunicator": "devices.fabric.communicator",
     "open_fabric": "devices.fabric.host.fabric",
-    "open_shared_memory": "devices.fabric.host.meeting",
+    "open_domains": "devices.domains",
+    **dict.fromkeys(("memory_domain", "open_shared_memory"), "devices.fabric.host.meeting"),
 }
 
 __all__ = [
@@ -147,7 +149,9 @@ __all__ = [
     "hookimpl",
     "init",
     "links",
+    "memory_domain",
     "observe",
+    "open_domains",
     "open_fabric",
     "open_shared_memory",
     "open_staged",

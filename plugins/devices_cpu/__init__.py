@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import final
 
@@ -55,10 +56,24 @@ class CPUBackend(Backend):
         return contradictions(os.environ)
 
     def open(self, group: Group) -> Communicator:
-        from devices import open_shared_memory
+        from devices import memory_domain, open_domains, open_shared_memory
 
         opened = open_shared_memory(group)
-        return _gloo(group, opened) if isinstance(opened, str) else opened
+        if not isinstance(opened, str):
+            return opened
+        name = os.environ.get("DEVICES_DOMAIN") or platform.node()
+        return open_domains(group, memory_domain(), name, _inside, partial(_gloo, reason=opened))
+
+
+def _inside(group: Group) -> Communicator:
+    """Return what carries the ranks of one host among several."""
+    from devices import open_shared_memory
+    from devices.errors import CollectiveError
+
+    opened = open_shared_memory(group)
+    if isinstance(opened, str):
+        raise CollectiveError(f"{group}: the ranks of this host cannot share memory: {opened}")
+    return opened
 
 
 def _gloo(group: Group, reason: str) -> Communicator:

@@ -18,6 +18,8 @@ from devices.fabric.host.peers import Process
 from devices.fabric.host.segment import Segment, find, make
 
 OFF = "DEVICES_FABRIC"
+DOMAIN = "DEVICES_DOMAIN"
+"""Ranks of one host in which it differs are as on different hosts."""
 
 
 def open_shared_memory(group: Group) -> SharedMemoryCommunicator | str:
@@ -78,11 +80,16 @@ class _Card:
         return _Card({"host": _host(), "reason": "", **Process.mine().to_json()})
 
 
+def memory_domain() -> str:
+    """Return what processes have in common that can share memory; "" if this one can share it with none."""
+    return "" if why_not_here() else _host()
+
+
 def _host() -> str:
     """Return what processes have in common that reach each other's memory: machine, boot, namespaces, user."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     processes, network = (Path(f"/proc/self/ns/{name}").readlink() for name in ("pid", "net"))
-    return f"{boot} {processes} {network} {os.geteuid()}"
+    return f"{boot} {processes} {network} {os.geteuid()} {os.environ.get(DOMAIN, '')}"
 
 
 def why_not_here() -> str:

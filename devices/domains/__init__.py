@@ -1,0 +1,3 @@
+"""Groups of several domains: each domain's own collectives inside, messages between, in pieces that overlap."""
+
+from devices.domains.opening import open_domains as open_domains

@@ -1,0 +1,122 @@
+"""The way between domains: messages from rank to rank, and the first words of a call, by which domains compare it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import final
+
+import torch
+
+from devices._backend import Communicator, Group, Message, Pending
+from devices.algorithms.executor import COLLECTIVE_TAG
+from devices.domains.members import Domains
+from devices.errors import CollectiveError, CollectiveTimeoutError, MismatchError
+from devices.fabric.mark import Mark, difference
+
+Tensor = torch.Tensor
+
+_WORDS = 1024
+"""The bytes of what a domain says of its call."""
+
+
+@final
+class Bridge:
+    """Carries what passes between the domains of a group, for one of its ranks.
+
+    Args:
+        communicator: one over all ranks of the group, whose `exchange` reaches any of them.
+        group: the members.
+        domains: who is where.
+    """
+
+    def __init__(self, communicator: Communicator, group: Group, domains: Domains) -> None:
+        self.communicator = communicator
+        self._group = group
+        self._domains = domains
+        self._mine = domains.of_rank(group.rank)
+        self._leads = domains.members[self._mine][0] == group.rank
+        self._others = [ranks[0] for at, ranks in enumerate(domains.members) if at != self._mine]
+
+    def start(self, sends: Sequence[tuple[int, Tensor]], recvs: Sequence[tuple[int, Tensor]]) -> Pending:
+        """Start messages to and from ranks of the group; those of two ranks find each other in their order."""
+        exchange = self.communicator.exchange
+        under_way = [
+            (peer, exchange([], [Message(tensor.view(torch.uint8), peer, COLLECTIVE_TAG)]))
+            for peer, tensor in recvs
+            if tensor.numel()
+        ]
+        under_way += [
+            (peer, exchange([Message(tensor.view(torch.uint8), peer, COLLECTIVE_TAG)], []))
+            for peer, tensor in sends
+            if tensor.numel()
+        ]
+        return _Crossing(under_way, self._name)
+
+    def _name(self, peer: int) -> str:
+        return f"rank {self._group.ranks[peer]} of {self._domains.names[self._domains.of_rank(peer)]}"
+
+    def agree(self, mark: Mark) -> None:
+        """Compare the call that this rank's domain has agreed on with that of the others.
+
+        Raises:
+            MismatchError: another domain made another; on the first rank of each domain.
+        """
+        if not self._leads:
+            return
+        mine = json.dumps([getattr(mark, name) for name in Mark.__slots__]).encode()[:_WORDS].ljust(_WORDS)
+        words = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        said = {peer: torch.empty_like(words) for peer in self._others}
+        self.start([(peer, words) for peer in self._others], list(said.items())).wait()
+        marks = {mark.rank: mark} | _marks(said)
+        if found := difference(marks):
+            raise MismatchError(f"rank {mark.rank}: {mark}: {found}")
+
+    def meet(self) -> None:
+        """Wait until the first rank of each domain has come."""
+        if self._leads:
+            word = torch.zeros(1, dtype=torch.uint8)
+            came = [(peer, torch.empty_like(word)) for peer in self._others]
+            self.start([(peer, word) for peer in self._others], came).wait()
+
+
+@final
+class _Crossing:
+    """Messages on their way.
+
+    Args:
+        under_way: each with the rank that it goes to or comes from.
+        name: says what a rank is called.
+    """
+
+    def __init__(self, under_way: Sequence[tuple[int, Pending]], name: Callable[[int], str]) -> None:
+        self._under_way = under_way
+        self._name = name
+
+    def wait(self) -> None:
+        for peer, pending in self._under_way:
+            try:
+                pending.wait()
+            except CollectiveError:
+                raise
+            except RuntimeError as error:
+                raise _lost(self._name(peer), error) from error
+
+    def is_completed(self) -> bool:
+        return all(pending.is_completed() for _, pending in self._under_way)
+
+
+def _lost(name: str, error: RuntimeError) -> CollectiveError:
+    text = str(error).partition("\n")[0]
+    if "timed out" in text.lower():
+        return CollectiveTimeoutError(f"{name} did not come within the timeout: {text}")
+    return CollectiveError(f"{name} does not answer any more: {text}")
+
+
+def _marks(said: Mapping[int, Tensor]) -> dict[int, Mark]:
+    marks = {}
+    for words in said.values():
+        told = dict(zip(Mark.__slots__, json.loads(words.numpy().tobytes()), strict=True))
+        mark = Mark(**{**told, "sizes": tuple(told["sizes"])})
+        marks[mark.rank] = mark
+    return marks

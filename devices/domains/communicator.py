@@ -1,0 +1,316 @@
+"""A communicator over domains: native inside each, and what must cross goes once, in pieces that overlap."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import final
+
+import torch
+
+from devices._backend import Asked, Communicator, Group, Message, Pending, PendingFrom
+from devices.algorithms.arithmetic import COMBINE
+from devices.algorithms.lines import caller
+from devices.algorithms.started import DONE
+from devices.domains.alarm import Alarm
+from devices.domains.bridge import Bridge
+from devices.domains.inside import Inside
+from devices.domains.members import Domains, crossings, lanes
+from devices.domains.pipeline import Piece, run
+from devices.errors import CollectiveError
+from devices.fabric.mark import Mark
+
+Tensor = torch.Tensor
+
+PIECE = 1 << 20
+"""The bytes of a piece, so that several are on their way at once and the first is not long in coming."""
+
+
+@final
+class DomainsCommunicator(Communicator):
+    """Carries a group's verbs over its domains; `open_domains` opens one.
+
+    Every rank of a domain has its own part of what crosses, so that all ways between two domains are used. Sums are
+    made in each domain as it makes them, then over the domains in their order, each element by one rank: all ranks
+    have the same bits. A call is compared inside each domain, then between the first ranks of the domains, before
+    anything of it is sent; what goes wrong in one domain is told to all.
+
+    Args:
+        group: the members.
+        domains: who is where.
+        inside: this rank's domain.
+        bridge: carries what passes between domains.
+        reductions: the ops and dtypes that all domains reduce natively.
+        note: what carries the group, in words.
+    """
+
+    blocking = True
+
+    def __init__(
+        self,
+        group: Group,
+        domains: Domains,
+        inside: Inside,
+        bridge: Bridge,
+        reductions: Mapping[str, frozenset[torch.dtype]],
+        note: str,
+    ) -> None:
+        self._group, self._domains = group, domains
+        self._inside, self._bridge = inside, bridge
+        self._mine = domains.of_rank(group.rank)
+        self._sizes = [len(ranks) for ranks in domains.members]
+        self._alarm = Alarm(group, domains.names[self._mine], self._give_up)
+        self._numbers = itertools.count(1)
+        self._expected: dict[int, Asked] = {}
+        self._is_closed = False
+        self.reductions = reductions
+        self.note = note
+
+    # What the ranks agree on.
+
+    def expect(self, call: Asked) -> None:
+        self._expected[threading.get_ident()] = call
+
+    def agree(self) -> None:
+        self._run(Asked("barrier", None), lambda: None)
+
+    def _run(self, call: Asked, work: Callable[[], None]) -> Pending:
+        """Compare the call, which this is unless another was expected, on all ranks, and do it."""
+        call = self._expected.pop(threading.get_ident(), call)
+        if self._is_closed:
+            raise CollectiveError(f"{self._group}: the group is closed")
+        with self._alarm:
+            self._inside.agree(call)
+            self._bridge.agree(self._mark(call))
+            work()
+        return DONE
+
+    def _mark(self, call: Asked) -> Mark:
+        verb, dtype, size, op, root, sizes = call
+        name = "" if dtype is None else "bytes" if dtype is torch.uint8 else str(dtype).removeprefix("torch.")
+        if len(sizes) > 16:
+            # All of them would not fit into what is told: by how they begin, and what stands for the rest.
+            rest = int.from_bytes(hashlib.blake2b(repr(sizes).encode(), digest_size=6).digest())
+            sizes = (*sizes[:15], rest)
+        me = self._group.ranks[self._group.rank]
+        return Mark(verb, self._group.name[:100], next(self._numbers), name, size, op, root, me, caller()[-300:], sizes)
+
+    # Collectives.
+
+    def all_reduce(self, tensor: Tensor, op: str) -> Pending:
+        call = Asked("all_reduce", tensor.dtype, tensor.numel(), op)
+        return self._run(call, lambda: run(self._reduced(piece, op) for piece in self._pieces(tensor)))
+
+    def _reduced(self, piece: Tensor, op: str) -> Piece:
+        """Reduce a piece in the domain, each lane's parts at one rank of a domain each, and hand out the result."""
+        whole = self._even(piece)
+        own = whole.new_empty(whole.numel() // self._inside.size)
+        self._inside.reduce_scatter(own, whole, op)
+        me, start = self._mine, self._inside.place * own.numel()
+        sends, recvs, sums = [], [], []
+        for ranks, cuts in lanes(whole.numel(), self._sizes):
+            if ranks[me] != self._inside.place:
+                continue
+            parts = [own[cut - start : stop - start] for cut, stop in itertools.pairwise(cuts)]
+            given = [parts[me] if at == me else torch.empty_like(parts[me]) for at in range(len(parts))]
+            sums.append((parts[me], given))
+            for at, place in enumerate(ranks):
+                if at != me:
+                    peer = self._domains.members[at][place]
+                    sends.append((peer, parts[at]))
+                    recvs.append((peer, given[at]))
+        yield self._bridge.start(sends, recvs)
+        for mine, given in sums:
+            total = COMBINE[op](given[0], given[1])
+            for each in given[2:]:
+                COMBINE[op](total, each, out=total)
+            mine.copy_(total)
+        # Back the same ways: of each lane this rank has one part, and the others get it.
+        back = [(peer, sums[at // (len(self._sizes) - 1)][0]) for at, (peer, _) in enumerate(sends)]
+        yield self._bridge.start(back, sends)
+        self._inside.all_gather(whole, own)
+        if whole.data_ptr() != piece.data_ptr():
+            piece.copy_(whole[: piece.numel()])
+
+    def all_gather(self, output: Tensor, input: Tensor) -> Pending:
+        rows = output.view(self._group.size, -1)
+        call = Asked("all_gather", input.dtype, input.numel())
+
+        def pieces() -> Iterator[Piece]:
+            start = 0
+            for piece in self._pieces(input):
+                yield self._gathered(rows[:, start : start + piece.numel()], piece)
+                start += piece.numel()
+
+        return self._run(call, lambda: run(pieces()))
+
+    def _gathered(self, rows: Tensor, piece: Tensor) -> Piece:
+        """Gather a piece in each domain, and let each domain have what the others gathered."""
+        mine = self._even(piece)
+        size, inside = mine.numel(), self._inside
+        here = mine.new_empty(inside.size * size)
+        inside.all_gather(here, mine)
+        sends, recvs, parts = [], [], {}
+        for at, members in enumerate(self._domains.members):
+            if at == self._mine:
+                continue
+            for sender, receiver, start, stop in crossings(here.numel(), inside.size, len(members)):
+                if sender == inside.place:
+                    sends.append((members[receiver], here[start:stop]))
+            total = len(members) * size
+            part = parts[at] = mine.new_empty(total // inside.size)
+            for sender, receiver, start, stop in crossings(total, len(members), inside.size):
+                if receiver == inside.place:
+                    first = receiver * part.numel()
+                    recvs.append((members[sender], part[start - first : stop - first]))
+        yield self._bridge.start(sends, recvs)
+        for at, members in enumerate(self._domains.members):
+            if at == self._mine:
+                found = here
+            else:
+                found = mine.new_empty(len(members) * size)
+                inside.all_gather(found, parts[at])
+            for rank, row in zip(members, found.view(len(members), size), strict=True):
+                rows[rank].copy_(row[: piece.numel()])
+
+    def reduce_scatter(self, output: Tensor, input: Tensor, op: str) -> Pending:
+        rows = input.view(self._group.size, -1)
+        call = Asked("reduce_scatter", input.dtype, input.numel(), op)
+
+        def pieces() -> Iterator[Piece]:
+            start = 0
+            for piece in self._pieces(output):
+                yield self._scattered(piece, rows[:, start : start + piece.numel()], op)
+                start += piece.numel()
+
+        return self._run(call, lambda: run(pieces()))
+
+    def _scattered(self, piece: Tensor, rows: Tensor, op: str) -> Piece:
+        """Reduce, in each domain, what each other one is to have, and let each rank add up what comes for it."""
+        size = -(-piece.numel() // self._domains.unit) * self._domains.unit
+        inside, me = self._inside, self._mine
+        sends, recvs, given = [], [], []
+        for at, members in enumerate(self._domains.members):
+            theirs = rows.new_zeros(len(members), size)
+            for row, rank in zip(theirs, members, strict=True):
+                row[: piece.numel()].copy_(rows[rank])
+            own = rows.new_empty(len(members) * size // inside.size)
+            inside.reduce_scatter(own, theirs.view(-1), op)
+            if at == me:
+                given.append(own)
+                continue
+            for sender, receiver, start, stop in crossings(theirs.numel(), inside.size, len(members)):
+                if sender == inside.place:
+                    first = sender * own.numel()
+                    sends.append((members[receiver], own[start - first : stop - first]))
+            came = rows.new_empty(size)
+            given.append(came)
+            for sender, receiver, start, stop in crossings(inside.size * size, len(members), inside.size):
+                if receiver == inside.place:
+                    first = receiver * size
+                    recvs.append((members[sender], came[start - first : stop - first]))
+        yield self._bridge.start(sends, recvs)
+        total = COMBINE[op](given[0], given[1])
+        for each in given[2:]:
+            COMBINE[op](total, each, out=total)
+        piece.copy_(total[: piece.numel()])
+
+    def broadcast(self, tensor: Tensor, src: int) -> Pending:
+        call = Asked("broadcast", tensor.dtype, tensor.numel(), "", src)
+        return self._run(call, lambda: run(self._spread(piece, src) for piece in self._pieces(tensor)))
+
+    def _spread(self, piece: Tensor, src: int) -> Piece:
+        """Pass a piece on from domain to domain, from the source's on."""
+        inside, count = self._inside, len(self._sizes)
+        first = self._domains.of_rank(src)
+        turn = (self._mine - first) % count
+        whole = self._even(piece)
+        if turn == 0:
+            inside.broadcast(whole, self._domains.members[first].index(src))
+            own = whole.view(inside.size, -1)[inside.place]
+        else:
+            own = whole.new_empty(whole.numel() // inside.size)
+            before = self._domains.members[(self._mine - 1) % count]
+            recvs = [
+                (before[sender], own[start - receiver * own.numel() : stop - receiver * own.numel()])
+                for sender, receiver, start, stop in crossings(whole.numel(), len(before), inside.size)
+                if receiver == inside.place
+            ]
+            yield self._bridge.start([], recvs)
+        if turn < count - 1:
+            after = self._domains.members[(self._mine + 1) % count]
+            sends = [
+                (after[receiver], own[start - sender * own.numel() : stop - sender * own.numel()])
+                for sender, receiver, start, stop in crossings(whole.numel(), inside.size, len(after))
+                if sender == inside.place
+            ]
+            yield self._bridge.start(sends, [])
+        if turn:
+            inside.all_gather(whole, own)
+        if whole.data_ptr() != piece.data_ptr():
+            piece.copy_(whole[: piece.numel()])
+
+    def all_to_all(
+        self, output: Tensor, input: Tensor, output_counts: Sequence[int], input_counts: Sequence[int]
+    ) -> Pending:
+        def exchange() -> None:
+            me = self._group.rank
+            sent, came = input.split(list(input_counts)), output.split(list(output_counts))
+            peers = [rank for rank in range(self._group.size) if rank != me]
+            pending = self._bridge.start([(peer, sent[peer]) for peer in peers], [(peer, came[peer]) for peer in peers])
+            came[me].copy_(sent[me])
+            pending.wait()
+
+        return self._run(Asked("all_to_all", input.dtype), exchange)
+
+    def barrier(self) -> Pending:
+        def meet() -> None:
+            self._inside.barrier()
+            self._bridge.meet()
+            self._inside.barrier()
+
+        return self._run(Asked("barrier", None), meet)
+
+    def _pieces(self, tensor: Tensor) -> Sequence[Tensor]:
+        """Return a flat tensor in pieces that the ranks of every domain have equal parts of, the last one excepted."""
+        unit = self._domains.unit
+        size = max(PIECE // tensor.element_size() // unit, 1) * unit
+        return list(torch.split(tensor, size))
+
+    def _even(self, piece: Tensor) -> Tensor:
+        """Return a piece, made longer if the ranks of a domain would not have equal parts of it."""
+        over = -piece.numel() % self._domains.unit
+        return torch.cat([piece, piece.new_zeros(over)]) if over else piece
+
+    # Messages.
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
+        return self._bridge.communicator.exchange(sends, recvs)
+
+    def recv_any(self, tensor: Tensor, tag: int) -> PendingFrom:
+        return self._bridge.communicator.recv_any(tensor, tag)
+
+    # The end.
+
+    def _give_up(self) -> None:
+        """Make what waits in this domain, and in others for this rank, fail soon."""
+        if self._inside.communicator is not None:
+            self._inside.communicator.abort()
+        self._bridge.communicator.abort()
+
+    def abort(self) -> None:
+        self._alarm.close()
+        self._give_up()
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._alarm.close()
+        try:
+            if self._inside.communicator is not None:
+                self._inside.communicator.close()
+        finally:
+            self._bridge.communicator.close()

@@ -1,0 +1,120 @@
+"""Who of a group is in which domain, and which rank there has which part of what the domain holds together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Domains:
+    """The domains of a group: sets of ranks that reach each other natively.
+
+    Args:
+        members: the ranks of the group by domain, ascending in each.
+        names: what each domain is called, for errors and `devices.explain()`.
+    """
+
+    members: tuple[tuple[int, ...], ...]
+    names: tuple[str, ...]
+
+    @staticmethod
+    def of(said: Sequence[tuple[str, str]]) -> Domains:
+        """Return the domains of ranks by what each rank says: its domain's key, and what that is called.
+
+        They come in the order of their first ranks. Those that are called the same are numbered.
+        """
+        by_key: dict[str, list[int]] = {}
+        for rank, (key, _) in enumerate(said):
+            by_key.setdefault(key, []).append(rank)
+        called = [said[ranks[0]][1] for ranks in by_key.values()]
+        names = [
+            name if called.count(name) == 1 else f"{name} ({called[: at + 1].count(name)})"
+            for at, name in enumerate(called)
+        ]
+        return Domains(tuple(map(tuple, by_key.values())), tuple(names))
+
+    def of_rank(self, rank: int) -> int:
+        """Return the domain that a rank of the group is in."""
+        return next(at for at, ranks in enumerate(self.members) if rank in ranks)
+
+    @property
+    def unit(self) -> int:
+        """The least number of elements that the ranks of each domain have equal parts of."""
+        return math.lcm(*map(len, self.members))
+
+    def __str__(self) -> str:
+        parts = [f"{name} ({_ranks(ranks)})" for name, ranks in zip(self.names, self.members, strict=True)]
+        return " and ".join(parts)
+
+
+class Crossing(NamedTuple):
+    """What one rank of a domain has, and one rank of another domain is to get: elements of what is passed on.
+
+    Args:
+        sender: the place of the first in its domain.
+        receiver: that of the second.
+        start: the first of the elements.
+        stop: the one after the last.
+    """
+
+    sender: int
+    receiver: int
+    start: int
+    stop: int
+
+
+def crossings(length: int, senders: int, receivers: int) -> list[Crossing]:
+    """Return the messages by which `length` elements, in equal parts at the senders, come in equal parts to receivers.
+
+    Each rank of the larger domain takes part once, so that all its ways across are used.
+
+    >>> crossings(6, 2, 3)
+    [Crossing(sender=0, receiver=0, start=0, stop=2), Crossing(sender=0, receiver=1, start=2, stop=3), \
+Crossing(sender=1, receiver=1, start=3, stop=4), Crossing(sender=1, receiver=2, start=4, stop=6)]
+    """
+    cuts = sorted(
+        {length * at // senders for at in range(senders)} | {length * at // receivers for at in range(receivers)}
+    )
+    return [
+        Crossing(start * senders // length, start * receivers // length, start, stop)
+        for start, stop in zip(cuts, [*cuts[1:], length], strict=True)
+        if stop > start
+    ]
+
+
+class Lane(NamedTuple):
+    """Elements that one rank of each domain has a sum of, which those ranks add up among themselves.
+
+    Args:
+        ranks: these ranks' places, by domain.
+        cuts: where the part that the rank of each domain adds up begins, and where the last one ends.
+    """
+
+    ranks: tuple[int, ...]
+    cuts: tuple[int, ...]
+
+
+def lanes(length: int, sizes: Sequence[int]) -> list[Lane]:
+    """Return the lanes of `length` elements, of which the ranks of each domain have equal parts.
+
+    >>> lanes(6, [1, 3])
+    [Lane(ranks=(0, 0), cuts=(0, 1, 2)), Lane(ranks=(0, 1), cuts=(2, 3, 4)), Lane(ranks=(0, 2), cuts=(4, 5, 6))]
+    """
+    cuts = sorted({length * at // size for size in sizes for at in range(size)})
+    count = len(sizes)
+    return [
+        Lane(
+            tuple(start * size // length for size in sizes),
+            tuple(start + (stop - start) * at // count for at in range(count + 1)),
+        )
+        for start, stop in zip(cuts, [*cuts[1:], length], strict=True)
+        if stop > start
+    ]
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"

@@ -1,0 +1,119 @@
+"""What ranks do whose group has several domains: ranks of one host that are told to be as on different ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+import devices
+from devices import errors
+
+
+def world(domains: Sequence[int]) -> devices.World:
+    """Open a world in which rank r is in domain `domains[r]`."""
+    os.environ["DEVICES_DOMAIN"] = f"island-{domains[int(os.environ['RANK'])]}"
+    return devices.init(timeout=60)
+
+
+def of(rank: int, size: int) -> torch.Tensor:
+    """Return numbers of a rank's own, whose sums are exact."""
+    return (torch.arange(size) % 97 + 3 * rank).float()
+
+
+def every_verb(domains: Sequence[int]) -> str:
+    with world(domains) as w:
+        me, n = w.rank, w.size
+        for size in (1, 5, 1000, 262_144 * n + 7):
+            xs = [of(rank, size) for rank in range(n)]
+            blocks = [of(rank, size * n) for rank in range(n)]
+            same(devices.all_reduce(xs[me]), torch.stack(xs).sum(0))
+            same(devices.all_reduce(xs[me], op="max"), torch.stack(xs).amax(0))
+            same(devices.all_reduce(xs[me].bfloat16(), op="avg"), torch.stack(xs).bfloat16().float().mean(0).bfloat16())
+            same(devices.all_gather(xs[me]), torch.cat(xs))
+            same(devices.reduce_scatter(blocks[me]), torch.stack(blocks).sum(0).chunk(n)[me])
+            same(devices.all_to_all(blocks[me]), torch.cat([block.chunk(n)[me] for block in blocks]))
+            same(devices.permute(xs[me], pairs=[(rank, (rank + 1) % n) for rank in range(n)]), xs[me - 1])
+            for root in range(n):
+                same(devices.broadcast(xs[me], src=root), xs[root])
+                gathered = devices.gather(xs[me], dst=root)
+                reduced = devices.reduce(xs[me], dst=root)
+                if me == root:
+                    same(gathered, torch.cat(xs))
+                    same(reduced, torch.stack(xs).sum(0))
+                same(
+                    devices.scatter(blocks[root] if me == root else None, src=root),
+                    blocks[root].chunk(n)[me],
+                )
+            work = devices.all_reduce(xs[me], async_op=True)
+            same(devices.all_gather(xs[me]), torch.cat(xs))
+            same(work.result(), torch.stack(xs).sum(0))
+            sizes = [rank * 3 for rank in range(n)]
+            same(
+                devices.all_gather(of(me, sizes[me]), sizes=sizes),
+                torch.cat([of(rank, sizes[rank]) for rank in range(n)]),
+            )
+            devices.barrier()
+        return devices.explain()
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def same_bits(domains: Sequence[int]) -> list[bytes]:
+    """Return sums that depend on the order, as bits, three times."""
+    with world(domains) as w:
+        found = []
+        for _ in range(3):
+            torch.manual_seed(w.rank)
+            x = torch.randn(300_001) * 10.0**w.rank
+            found.append(devices.all_reduce(x).numpy().tobytes())
+        return found
+
+
+def trains(domains: Sequence[int]) -> list[float]:
+    """Return the losses of three steps of a small model under DDP, each rank on a part of the batch of its own."""
+    with world(domains) as w:
+        torch.manual_seed(0)
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 2).double())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        losses = []
+        for step in range(3):
+            batch = batch_of(step)[w.rank :: w.size]
+            optimizer.zero_grad()
+            loss = model(batch).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(devices.all_reduce(loss.detach(), op="avg").item())
+        return losses
+
+
+def batch_of(step: int) -> torch.Tensor:
+    return torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+
+
+def goes_wrong(domains: Sequence[int], how: str) -> tuple[str, str, float]:
+    """Let rank 1 do something else than the others; return what this rank is told, and after how long."""
+    w = world(domains)
+    devices.barrier()
+    start = time.monotonic()
+    try:
+        if w.rank == 1 and how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if w.rank == 1 and how == "another op":
+            devices.all_reduce(torch.ones(8), op="max")
+        elif w.rank == 1 and how == "another size":
+            devices.all_reduce(torch.ones(9))
+        else:
+            devices.all_reduce(torch.ones(8))
+    except errors.CollectiveError as error:
+        told = type(error).__name__, str(error), time.monotonic() - start
+        with pytest.raises(errors.CollectiveError, match="closed for good"):
+            devices.barrier()
+        return told
+    raise AssertionError("no error")

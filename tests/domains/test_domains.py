@@ -1,0 +1,70 @@
+"""Groups of several domains, over processes of this host that are told to be on different ones."""
+
+from __future__ import annotations
+
+import pytest
+import ranks
+import torch
+from domains import domain_cases as cases
+
+from devices.fabric.host.meeting import why_not_here
+
+reason = why_not_here()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason), reason=f"needs shared memory: {reason}")]
+
+SPLITS = [(0, 0, 1, 1), (0, 1, 1, 1), (0, 1, 0, 2, 1)]
+
+
+@pytest.mark.parametrize("domains", SPLITS)
+def test_every_verb_computes_what_plain_torch_does(domains: tuple[int, ...]) -> None:
+    for said in ranks.run(len(domains), cases.every_verb, domains, timeout=120):
+        assert "island-0 (rank" in said, said
+        assert "inside of them" in said
+        assert "between them gloo" in said
+
+
+def test_sums_have_the_same_bits_on_all_ranks_and_each_time() -> None:
+    found = ranks.run(5, cases.same_bits, (0, 1, 0, 2, 1), timeout=120)
+    assert len({bits for each in found for bits in each}) == 1
+
+
+def test_training_under_ddp_has_the_losses_of_a_single_process() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = []
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = model(cases.batch_of(step)).square().mean()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    for losses in ranks.run(4, cases.trains, (0, 0, 1, 1), timeout=120):
+        assert losses == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("domains", [(0, 0, 1, 1), (0, 1, 1, 0)], ids=["its lead does not", "its lead does"])
+@pytest.mark.parametrize(
+    ("how", "kind", "words"),
+    [
+        ("dies", "CollectiveError", ["rank 1"]),
+        ("another op", "MismatchError", ["'max' on rank", "domain_cases.py"]),
+        ("another size", "MismatchError", ["9 on rank", "8 on rank", "domain_cases.py"]),
+    ],
+)
+def test_what_goes_wrong_in_one_domain_is_told_in_all(
+    how: str, kind: str, words: list[str], domains: tuple[int, ...]
+) -> None:
+    ended = ranks.outcomes(4, cases.goes_wrong, domains, how, timeout=90)
+    for rank in range(4):
+        if rank == 1 and how == "dies":
+            assert ended[rank][0] == "died"
+            continue
+        state, told = ended[rank]
+        assert state == "returned", told
+        found, text, seconds = told
+        assert found == kind, text
+        for word in (*words, "island-"):
+            assert word in text, text
+        # Two seconds are promised; a machine that does other things may take longer.
+        assert seconds < 20
