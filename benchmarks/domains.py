@@ -1,0 +1,288 @@
+"""Groups of two domains over a slow link: `devices` against plain TCP, gloo over all ranks, and steps in sequence.
+
+Run `python benchmarks/domains.py` as root, with `ip` and `tc`. It makes two network namespaces joined by a cable,
+shapes the cable to a bandwidth in each direction, and starts ranks in both: those of one namespace are a domain,
+which shares memory. The bound is the bytes that must cross over the goodput of plain TCP across the cable, both
+directions at once, by as many streams as the larger domain has ranks, in the same run. A figure is the slowest
+rank's median; the contenders take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+ADDRESSES = ("198.51.100.1", "198.51.100.2")
+CABLE = "eth0"
+PORT = 29_617
+STREAMED = 32 << 20
+"""The bytes that plain TCP carries in each direction."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--split", default="2+2,1+3", help="ranks of the two domains")
+    parser.add_argument("--rate", default="1gbit,200mbit", help="of the cable, in each direction, as tc says it")
+    parser.add_argument("--bytes", type=int, default=64 << 20)
+    parser.add_argument("--verbs", default=",".join(VERBS))
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--here", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.here:
+        measure(json.loads(options.here))
+        return
+    if why := missing():
+        print(f"not run: {why}")
+        return
+    for rate in options.rate.split(","):
+        for split in options.split.split(","):
+            sizes = [int(size) for size in split.split("+")]
+            case = {"sizes": sizes, "bytes": options.bytes, "verbs": options.verbs.split(","), "turns": options.turns}
+            with cable(rate) as namespaces:
+                show(rate, sizes, run(namespaces, case))
+
+
+def missing() -> str:
+    if os.geteuid():
+        return "network namespaces need root"
+    lacking = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
+    return f"there is no {' and no '.join(lacking)}; they are of iproute2" if lacking else ""
+
+
+@contextlib.contextmanager
+def cable(rate: str) -> Iterator[list[str]]:
+    """Make two namespaces with a cable of that rate between them."""
+    names = [f"devices-benchmark-{os.getpid()}-{at}" for at in (0, 1)]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip(*f"link add {CABLE} netns {names[0]} type veth peer name {CABLE} netns {names[1]}".split())
+        for name, address in zip(names, ADDRESSES, strict=True):
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", CABLE)
+            for each in (CABLE, "lo"):
+                ip("-n", name, "link", "set", each, "up")
+            shape = f"qdisc add dev {CABLE} root tbf rate {rate} burst 256kb latency 50ms"
+            subprocess.run(["ip", "netns", "exec", name, "tc", *shape.split()], check=True)
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+def run(namespaces: Sequence[str], case: dict[str, object]) -> list[dict[str, float]]:
+    """Return what rank 0 says."""
+    sizes: list[int] = case["sizes"]  # type: ignore[assignment]
+    ranks = [at for at, size in enumerate(sizes) for _ in range(size)]
+    processes = []
+    for rank, at in enumerate(ranks):
+        place = {"RANK": str(rank), "WORLD_SIZE": str(len(ranks)), "LOCAL_RANK": str(rank - ranks.index(at))}
+        meet = {
+            "MASTER_ADDR": ADDRESSES[0],
+            "MASTER_PORT": str(PORT),
+            "GLOO_SOCKET_IFNAME": CABLE,
+            "OMP_NUM_THREADS": "1",
+        }
+        command = ["ip", "netns", "exec", namespaces[at], sys.executable, __file__, "--here", json.dumps(case)]
+        processes.append(
+            subprocess.Popen(command, env={**os.environ, **place, **meet}, stdout=subprocess.PIPE, text=True)
+        )
+    said = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        sys.exit("a rank failed")
+    found: list[dict[str, float]] = json.loads(said[0].splitlines()[-1])
+    return found
+
+
+def show(rate: str, sizes: Sequence[int], rows: Sequence[dict[str, float]]) -> None:
+    speed = rows[0]["goodput"] / 1e6
+    print(f"\n{' + '.join(map(str, sizes))} ranks, {rate} in each direction, of which TCP carries {speed:.1f} MB/s")
+    print("verb               bound s   devices  of bound      gloo   times  in sequence   times")
+    for row in rows:
+        ours, gloo, steps = row["devices"], row["gloo"], row["in sequence"]
+        print(
+            f"{row['verb']:16}{row['bound']:10.3f}{ours:10.3f}{ours / row['bound']:9.2f}x"
+            f"{gloo:10.3f}{gloo / ours:7.1f}x{steps:13.3f}{steps / ours:7.1f}x"
+        )
+
+
+# What each rank does.
+
+
+def measure(case: dict[str, object]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    import devices
+    from devices.domains import communicator
+
+    torch.set_num_threads(1)
+    sizes: list[int] = case["sizes"]  # type: ignore[assignment]
+    turns: int = case["turns"]  # type: ignore[assignment]
+    with devices.init(timeout=300) as world:
+        if world.rank == 0:
+            print(devices.explain(), file=sys.stderr)
+        flat = dist.new_group(backend="gloo")
+        rows = []
+        for verb in case["verbs"]:  # type: ignore[attr-defined]
+            call, plain, crossing = VERBS[verb](case["bytes"], sizes, world.rank, flat)
+            pieces = communicator.PIECE
+            seen: dict[str, list[float]] = {"devices": [], "gloo": [], "in sequence": []}
+            goodput = []
+            for _ in range(turns):
+                devices.barrier()
+                goodput.append(streams(sizes, world.rank))
+                for name in seen:
+                    communicator.PIECE = 1 << 40 if name == "in sequence" else pieces
+                    devices.barrier()
+                    start = time.perf_counter()
+                    (plain if name == "gloo" else call)()
+                    seen[name].append(time.perf_counter() - start)
+            communicator.PIECE = pieces
+            slowest = {name: devices.all_reduce(torch.tensor(times), op="max") for name, times in seen.items()}
+            speed = devices.all_reduce(torch.tensor(goodput), op="min").median().item()
+            figures = {name: statistics.median(times.tolist()) for name, times in slowest.items()}
+            rows.append({"verb": verb, "goodput": speed, "bound": crossing / speed, **figures})
+        if world.rank == 0:
+            print(json.dumps(rows))
+
+
+def streams(sizes: Sequence[int], rank: int) -> float:
+    """Return the bytes a second that all streams carry together in one direction, the other going on beside."""
+    first, second = sizes
+    lanes = max(sizes)
+    mine = [lane for lane in range(lanes) if (lane % first if rank < first else first + lane % second) == rank]
+    times: list[float] = []
+    each = STREAMED // lanes
+
+    def carry(lane: int) -> None:
+        with connected(lane, listens=rank < first) as way:
+            start = time.perf_counter()
+            sender = threading.Thread(target=way.sendall, args=(bytes(each),))
+            sender.start()
+            left = each
+            while left:
+                left -= len(way.recv(min(left, 1 << 20)))
+            sender.join()
+            times.append(time.perf_counter() - start)
+
+    threads = [threading.Thread(target=carry, args=(lane,)) for lane in mine]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return STREAMED / max(times)
+
+
+def connected(lane: int, *, listens: bool) -> socket.socket:
+    if listens:
+        with socket.create_server((ADDRESSES[0], PORT + 1 + lane)) as server:
+            way = server.accept()[0]
+        way.sendall(b"!")
+        way.recv(1)
+        return way
+    while True:
+        try:
+            way = socket.create_connection((ADDRESSES[0], PORT + 1 + lane))
+        except OSError:
+            time.sleep(0.01)
+            continue
+        way.recv(1)
+        way.sendall(b"!")
+        return way
+
+
+Case = tuple[Callable[[], object], Callable[[], object], int]
+"""The call of ours, that of gloo, and the bytes that must cross in the busier direction."""
+
+
+def all_reduce(size: int, sizes: Sequence[int], rank: int, flat: object) -> Case:
+    import torch
+    import torch.distributed as dist
+
+    import devices
+
+    x = torch.ones(size // 4)
+    return lambda: devices.all_reduce(x, out=x), lambda: dist.all_reduce(x, group=flat), size
+
+
+def all_gather(size: int, sizes: Sequence[int], rank: int, flat: object) -> Case:
+    import torch
+    import torch.distributed as dist
+
+    import devices
+
+    x = torch.ones(size // 4 // sum(sizes))
+    y = torch.empty(x.numel() * sum(sizes))
+    crossing = max(sizes) * x.nbytes
+    return lambda: devices.all_gather(x, out=y), lambda: dist.all_gather_into_tensor(y, x, group=flat), crossing
+
+
+def reduce_scatter(size: int, sizes: Sequence[int], rank: int, flat: object) -> Case:
+    import torch
+    import torch.distributed as dist
+
+    import devices
+
+    x = torch.ones(size // 4 // sum(sizes) * sum(sizes))
+    y = torch.empty(x.numel() // sum(sizes))
+    crossing = max(sizes) * y.nbytes
+    return lambda: devices.reduce_scatter(x, out=y), lambda: dist.reduce_scatter_tensor(y, x, group=flat), crossing
+
+
+def broadcast(size: int, sizes: Sequence[int], rank: int, flat: object) -> Case:
+    import torch
+    import torch.distributed as dist
+
+    import devices
+
+    x = torch.ones(size // 4)
+    return lambda: devices.broadcast(x, src=0, out=x), lambda: dist.broadcast(x, 0, group=flat), size
+
+
+def all_to_all(size: int, sizes: Sequence[int], rank: int, flat: object) -> Case:
+    import torch
+    import torch.distributed as dist
+
+    import devices
+
+    n = sum(sizes)
+    x = torch.ones(size // 4 // n * n)
+    y = torch.empty_like(x)
+    crossing = sizes[0] * sizes[1] * (x.nbytes // n)
+
+    def plain() -> None:
+        parts, rows = list(x.chunk(n)), list(y.chunk(n))
+        works = [dist.irecv(rows[peer], peer, group=flat) for peer in range(n) if peer != rank]
+        works += [dist.isend(parts[peer], peer, group=flat) for peer in range(n) if peer != rank]
+        rows[rank].copy_(parts[rank])
+        for work in works:
+            work.wait()
+
+    return lambda: devices.all_to_all(x, out=y), plain, crossing
+
+
+VERBS = {
+    "all_reduce": all_reduce,
+    "all_gather": all_gather,
+    "reduce_scatter": reduce_scatter,
+    "broadcast": broadcast,
+    "all_to_all": all_to_all,
+}
+
+
+if __name__ == "__main__":
+    main()
