@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from devices.topology.replaying import Replayed, replay
     from devices.topology.serving import Service, serving
     from devices.topology.synthesis import Plan, synthesize
+    from devices.topology.targets import of_target
     from devices.topology.training import Run, training_step
     from devices.topology.unequal import Split, shares
 
@@ -39,6 +40,7 @@ _LAZY = {
     **dict.fromkeys(("Estimate", "Interval"), "devices.topology.estimate"),
     **dict.fromkeys(("read", "write"), "devices.topology.files"),
     **dict.fromkeys(("Plan", "synthesize"), "devices.topology.synthesis"),
+    "of_target": "devices.topology.targets",
     **dict.fromkeys(("Replayed", "replay"), "devices.topology.replaying"),
     **dict.fromkeys(("Split", "shares"), "devices.topology.unequal"),
     "Machine": "devices.topology.machine",
@@ -76,6 +78,7 @@ __all__ = [
     "layout_seconds",
     "machines",
     "networked",
+    "of_target",
     "predict",
     "rails",
     "read",
