@@ -195,7 +195,8 @@ class Asked(NamedTuple):
         size: the number of elements of a rank's tensor, where that is the same on all ranks; else -1.
         op: the reduce op, "" where there is none.
         root: the source or the destination, -1 where there is none.
-        sizes: the elements of each rank's part, where they are not even; for permute, the pairs one after the other.
+        sizes: the elements of each rank's part, where they are not even; for permute, the pairs one after the other;
+            for all_to_all, what each rank sends to each, row by row, along the dim that is split.
     """
 
     verb: str
@@ -228,10 +229,12 @@ class Communicator:
             down as it destroys the group, and `close` is called after that.
         reductions: what its own reductions take, where that is not what the device's `Capabilities` declare.
         note: what carries the group, in words, for `devices.explain()`.
+        reduce_spares: whether its `reduce` leaves the tensors of all ranks but `dst` as they are.
         anew: up to so many bytes `all_reduced` costs less than a copy and an `all_reduce` in place; -1 if never.
     """
 
     blocking: ClassVar[bool] = False
+    reduce_spares: ClassVar[bool] = False
     own: frozenset[str] | None = None
     even: frozenset[str] = frozenset()
     native: Any = None
@@ -287,7 +290,7 @@ class Communicator:
         raise _not_here(self, "broadcast")
 
     def reduce(self, tensor: torch.Tensor, dst: int, op: str) -> Pending:
-        """Replace `tensor` on rank `dst` by the reduction; elsewhere its content is then undefined."""
+        """Replace `tensor` on rank `dst` by the reduction; elsewhere it is then undefined, but for `reduce_spares`."""
         raise _not_here(self, "reduce")
 
     def gather(self, output: torch.Tensor | None, input: torch.Tensor, dst: int) -> Pending:

@@ -59,9 +59,13 @@ def create_process_group(options: Any, choice: object = None) -> dist.ProcessGro
         store = Store(dist.PrefixStore(prefix, options.store), gone)
         lanes = Lanes(Group(ranks, rank, device, store, options.timeout, options.group_id), chosen)
         return DevicesGroup(lanes) if lanes.native is None else native_group(lanes)
-    except BaseException:
+    except BaseException as error:
         # Another try of this rank alone must meet the others' first.
-        options.store.add(openings, -1)
+        try:
+            options.store.add(openings, -1)
+        except Exception as lost:
+            # A store that is gone too says nothing of why the group did not open.
+            error.add_note(f"nor could the store be told that the group did not open: {lost}")
         raise
 
 

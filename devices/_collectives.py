@@ -186,7 +186,8 @@ def all_to_all(
     tensor([1, 2])
     """
     verb = Verb("all_to_all", x, group)
-    return verb.parts(dim, verb.swapped(sizes), is_even=sizes is None).run(out, async_op)
+    shares, told = verb.swapped(sizes), tuple(size for row in sizes or () for size in row)
+    return verb.parts(dim, shares, is_even=sizes is None, sizes=told).run(out, async_op)
 
 
 def broadcast(

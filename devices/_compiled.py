@@ -23,12 +23,13 @@ def compiled_call(
     counts: Sequence[int],
     sent: Sequence[int],
     is_even: bool,
+    sizes: Sequence[int],
     pairs: Sequence[int],
     rank: int,
     group: str,
 ) -> Tensor:
     """Run a call in a compiled graph, where the group goes by its name and `pairs` are flattened."""
-    call = _call(verb, op, root, counts, sent, is_even, pairs)
+    call = _call(verb, op, root, counts, sent, is_even, sizes, pairs)
     verbs = verbs_over(_torch.resolve_group(group), given)
     _, result = call.start(verbs, given, None, async_op=False)
     return result.contiguous()
@@ -36,27 +37,27 @@ def compiled_call(
 
 @compiled_call.register_fake
 def _(given: Tensor, verb: str, op: str, root: int, counts: Sequence[int], sent: Sequence[int], is_even: bool,
-      pairs: Sequence[int], rank: int, group: str) -> Tensor:  # fmt: skip
+      sizes: Sequence[int], pairs: Sequence[int], rank: int, group: str) -> Tensor:  # fmt: skip
     return given.new_empty(Call(verb, counts=tuple(counts)).numel(given.numel(), rank))
 
 
 def _call(verb: str, op: str, root: int, counts: Sequence[int], sent: Sequence[int], is_even: bool,
-          pairs: Sequence[int]) -> Call:  # fmt: skip
+          sizes: Sequence[int], pairs: Sequence[int]) -> Call:  # fmt: skip
     # A graph has no gradients of gradients, so the reduce and the gather that are refused one need no telling from
     # those that carry another verb's gradient.
     ends = tuple(zip(pairs[::2], pairs[1::2], strict=True))
-    return Call(verb, op, root, tuple(counts), tuple(sent), is_even, ends, gradient=False)
+    return Call(verb, op, root, tuple(counts), tuple(sent), is_even, tuple(sizes), ends, gradient=False)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, verb, op, root, counts, sent, is_even, pairs, ctx.rank, ctx.group = inputs
-    ctx.call = _call(verb, op, root, counts, sent, is_even, pairs)
+    _, verb, op, root, counts, sent, is_even, sizes, pairs, ctx.rank, ctx.group = inputs
+    ctx.call = _call(verb, op, root, counts, sent, is_even, sizes, pairs)
 
 
 def _compiled_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     call, divisor = ctx.call.adjoint()
     back = apply_compiled(call, gradient, ctx.rank, ctx.group)
-    return (back / divisor if divisor != 1 else back), *[None] * 9
+    return (back / divisor if divisor != 1 else back), *[None] * 10
 
 
 compiled_call.register_autograd(_compiled_backward, setup_context=_keep)
@@ -65,9 +66,8 @@ compiled_call.register_autograd(_compiled_backward, setup_context=_keep)
 def apply_compiled(call: Call, given: Tensor, rank: int, group: str) -> Tensor:
     """Apply `call` in a graph that is being compiled."""
     flat_pairs = [end for pair in call.pairs for end in pair]
-    result: Tensor = compiled_call(
-        given, call.verb, call.op, call.root, list(call.counts), list(call.sent), call.is_even, flat_pairs, rank, group
-    )
+    lists = list(call.counts), list(call.sent), call.is_even, list(call.sizes), flat_pairs
+    result: Tensor = compiled_call(given, call.verb, call.op, call.root, *lists, rank, group)
     return result
 
 

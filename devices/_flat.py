@@ -31,6 +31,7 @@ class Call:
         counts: elements of each rank's part; for all_to_all, elements that come from each rank.
         sent: for all_to_all, elements that go to each rank.
         is_even: for all_to_all, whether all parts are equal, on every rank.
+        sizes: for all_to_all, what every rank was told that each sends to each, row by row, to be compared.
         pairs: for permute, (source, destination) of each message.
         gradient: False where the verb's result lives on one rank alone, whose backward the others could not join.
     """
@@ -41,6 +42,7 @@ class Call:
     counts: tuple[int, ...] = ()
     sent: tuple[int, ...] = ()
     is_even: bool = False
+    sizes: tuple[int, ...] = ()
     pairs: tuple[tuple[int, int], ...] = ()
     gradient: bool = True
 
@@ -75,7 +77,10 @@ class Call:
                 return verbs.all_reduce(flat, self.op, async_op=async_op), result
             return verbs.broadcast(flat, root, async_op=async_op), result
         if verb == "reduce":
-            # Verbs reduces in place, and may use up what is there on the other ranks.
+            if rank != root and not async_op:
+                # Nothing is written there.
+                return verbs.reduce(given, root, self.op), given.new_zeros(1).expand(given.shape)
+            # Verbs reduces in place, and the program may change its tensor before it has waited.
             result = given.clone() if into is None else into.copy_(given)
             pending = verbs.reduce(result, root, self.op, async_op=async_op)
             return pending, result if rank == root else given.new_zeros(1).expand(given.shape)
@@ -89,7 +94,7 @@ class Call:
             return verbs.reduce_scatter(result, given, self.op, self.counts, async_op=async_op), result
         if verb == "all_to_all":
             counts = () if self.is_even else (self.counts, self.sent)
-            return verbs.all_to_all(result, given, *counts, async_op=async_op), result
+            return verbs.all_to_all(result, given, *counts, async_op=async_op, sizes=self.sizes), result
         if verb == "gather":
             return verbs.gather(result, given, root, self.counts, async_op=async_op), result
         if verb == "scatter":
@@ -112,7 +117,9 @@ class Call:
         if self.verb == "reduce_scatter" and moves_or_adds:
             return replace(self, verb="all_gather"), len(self.counts) if self.op == "avg" else 1
         if self.verb == "all_to_all":
-            return replace(self, counts=self.sent, sent=self.counts), 1
+            size = len(self.counts)
+            turned = tuple(part for source in range(size) for part in self.sizes[source::size])
+            return replace(self, counts=self.sent, sent=self.counts, sizes=turned), 1
         if self.verb == "permute":
             return replace(self, pairs=tuple((destination, source) for source, destination in self.pairs)), 1
         if self.verb == "broadcast":

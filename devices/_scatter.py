@@ -108,5 +108,5 @@ def _broadcast(verbs: AnyVerbs, data: bytes, src: int) -> bytes:
     kind, index = verbs.group.device.type, verbs.group.device.index
     tensor: Tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     there = tensor if kind == "cpu" else tensor.to(torch.device(kind, index))
-    verbs.broadcast(there, src)
+    verbs.broadcast(there, src, within="scatter")
     return bytes(there.cpu().tolist())

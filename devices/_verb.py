@@ -409,7 +409,7 @@ def _unread(tensors: Sequence[Tensor], numel: int) -> Tensor:
 def _flat_target(job: _Job, targets: Sequence[Tensor]) -> Tensor | None:
     """Return the user's tensor as the flat result itself, where it can be."""
     target = targets[job.places[0]]
-    if len(job.places) > 1 or not job.in_order or not target.is_contiguous():
+    if len(job.places) > 1 or not job.in_order or not target.is_contiguous() or target.is_conj() or target.is_neg():
         return None
     if target.untyped_storage().data_ptr() == job.given.untyped_storage().data_ptr():
         is_itself = target.data_ptr() == job.given.data_ptr() and job.call.verb in ("all_reduce", "broadcast")

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
+_LONGEST = timedelta(days=36_500)
+"""The clocks of C++ that torch waits by count nanoseconds, and overflow after some 292 years."""
+
 _open: WeakKeyDictionary[dist.ProcessGroup, World] = WeakKeyDictionary()
 """The open world over each default process group that torch has: one, unless torch keeps one for each thread."""
 
@@ -196,14 +199,23 @@ def init(backend: str = "auto", *, timeout: timedelta | float = 600.0) -> World:
     _observing.begin()
     if (already := _current()) is not None:
         raise WorldError(f"{already!r} is open; close it before you open another")
-    if not isinstance(timeout, (timedelta, int, float)):
-        raise ArgumentError(f"timeout={timeout!r} is neither a timedelta nor a number of seconds")
-    limit = timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
-    if limit <= timedelta(0):
-        raise ArgumentError(f"timeout must be positive, got {timeout!r}")
+    limit = _limit(timeout)
     world = _adopt(backend) if dist.is_initialized() else _launch(backend, limit)
     _open[_default_group()] = world
     return world
+
+
+def _limit(timeout: timedelta | float) -> timedelta:
+    """Return a timeout as torch takes one."""
+    if not isinstance(timeout, (timedelta, int, float)):
+        raise ArgumentError(f"timeout={timeout!r} is neither a timedelta nor a number of seconds")
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    # Not a number is neither.
+    if not seconds > 0:
+        raise ArgumentError(f"timeout must be positive, got {timeout!r}")
+    if seconds > _LONGEST.total_seconds():
+        raise ArgumentError(f"timeout must be at most {_LONGEST.days} days, got {timeout!r}; there is none without end")
+    return timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout)
 
 
 def _current() -> World | None:

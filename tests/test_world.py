@@ -210,7 +210,7 @@ def test_worlds_that_were_closed_leave_the_hook_that_prints_errors_as_it_was() -
     assert sys.excepthook is before
 
 
-@pytest.mark.parametrize("timeout", ["5", None, -1.0, 0])
+@pytest.mark.parametrize("timeout", ["5", None, -1.0, 0, float("nan"), float("inf"), -float("inf"), 1e300, 1e10])
 def test_a_timeout_that_is_no_time_is_a_clear_error(timeout: Any) -> None:
     with pytest.raises(ArgumentError, match="timeout"):
         devices.init(timeout=timeout)

@@ -150,13 +150,16 @@ class ObservedVerbs:
         input_counts: Sequence[int] | None = None,
         *,
         async_op: bool = False,
+        sizes: Sequence[int] = (),
     ) -> Pending:
         counts = [*(output_counts or ()), *(input_counts or ())]
-        start = partial(self._verbs.all_to_all, output, input, output_counts, input_counts, async_op=async_op)
+        start = partial(
+            self._verbs.all_to_all, output, input, output_counts, input_counts, async_op=async_op, sizes=sizes
+        )
         return self._watch("all_to_all", input, start, counts=counts, async_op=async_op)
 
-    def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> Pending:
-        start = partial(self._verbs.broadcast, tensor, src, async_op=async_op)
+    def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False, within: str = "") -> Pending:
+        start = partial(self._verbs.broadcast, tensor, src, async_op=async_op, within=within)
         return self._watch("broadcast", tensor, start, peer=src, async_op=async_op)
 
     def reduce(self, tensor: Tensor, dst: int, op: str = "sum", *, async_op: bool = False) -> Pending:

@@ -42,19 +42,26 @@ class Runner:
         self._agree = communicator.agree
         self.worker: Worker | None = None
 
-    def hand_on(self, record: Record, start: Callable[..., Pending], args: tuple[Any, ...], async_op: bool) -> Pending:
-        """Run a verb of the communicator's own that needs nothing before or after."""
+    def hand_on(
+        self,
+        record: Record,
+        start: Callable[..., Pending],
+        args: tuple[Any, ...],
+        async_op: bool,
+        sizes: Sequence[int] = (),
+    ) -> Pending:
+        """Run a verb of the communicator's own that needs nothing before or after; `sizes` are those of `Asked`."""
         if (async_op and self._blocks) or (self.worker is not None and self.worker.is_busy):
 
             def run() -> None:
                 if self._expect is not None:
-                    self._expect(_asked(record))
+                    self._expect(_asked(record, sizes))
                 start(*args).wait()
 
             return self._enqueue(record, run, async_op)
         try:
             if self._expect is not None:
-                self._expect(_asked(record))
+                self._expect(_asked(record, sizes))
             pending = start(*args)
             if async_op:
                 return Started(self._flight, record, pending)

@@ -197,11 +197,13 @@ class Verbs:
         input_counts: Sequence[int] | None = None,
         *,
         async_op: bool = False,
+        sizes: Sequence[int] = (),
     ) -> Pending:
         """Send `input_counts[i]` elements of `input` to rank i and fill `output` with `output_counts[i]` from it.
 
         Unlike other counts, these differ by rank: what a rank sends to another, that one receives. Who passes none
-        says that all parts are equal on every rank, which the counts of one rank cannot tell.
+        says that all parts are equal on every rank, which the counts of one rank cannot tell. `sizes` are what every
+        rank was told of all ranks' parts, row by row, to be compared; none where a rank knows of its own alone.
         """
         verb = "all_to_all"
         self._require.open(verb, input.dtype)
@@ -221,25 +223,25 @@ class Verbs:
         if is_even and not input.numel():
             return self._runner.nothing(record, async_op)
         if verb in self._own and (is_even or verb not in self._on.communicator.even):
-            return self._runner.hand_on(record, self._on.communicator.all_to_all, args, async_op)
-        return self._move(record, args, async_op)
+            return self._runner.hand_on(record, self._on.communicator.all_to_all, args, async_op, sizes)
+        return self._move(record, args, async_op, sizes)
 
-    def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False) -> Pending:
-        """Replace `tensor` by that of rank `src`."""
+    def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False, within: str = "") -> Pending:
+        """Replace `tensor` by that of rank `src`; `within` says of what other verb that is a part, for errors."""
         verb = "broadcast"
         self._require.open(verb, tensor.dtype)
         self._require.rank(verb, "src", src)
         if self._size == 1:
             return DONE
-        data, record = as_bytes(tensor), self._begin(verb, tensor, "", src)
+        data, record = as_bytes(tensor), self._begin(within or verb, tensor, "", src)
         if not tensor.numel():
             return self._runner.nothing(record, async_op)
         if verb in self._own:
             return self._runner.hand_on(record, self._on.communicator.broadcast, (data, src), async_op)
-        return self._move(record, (data, src), async_op)
+        return self._runner.compose(record, partial(self._lowered[verb].run, self._on, data, src), async_op)
 
     def reduce(self, tensor: Tensor, dst: int, op: str = "sum", *, async_op: bool = False) -> Pending:
-        """Replace `tensor` on rank `dst` by the reduction over all ranks."""
+        """Replace `tensor` on rank `dst` by the reduction over all ranks; elsewhere it is left as it is."""
         verb = "reduce"
         self._require.open(verb, tensor.dtype)
         self._require.rank(verb, "dst", dst)
@@ -441,7 +443,7 @@ class Verbs:
         if dst is None:
             pending = self._on.communicator.all_reduce(data, carrier.op)
         else:
-            if dst != self._rank and carrier.shares:
+            if dst != self._rank and carrier.shares and not self._on.communicator.reduce_spares:
                 data = data.clone()
             pending = self._on.communicator.reduce(data, dst, carrier.op)
             if dst != self._rank:
@@ -452,6 +454,8 @@ class Verbs:
         lowering = self._lowered["all_reduce" if dst is None else "reduce"]
         carrier = lowering.carrier(self._on, op, tensor.dtype)
         data = carrier.encode(tensor)
+        if dst not in (None, self._rank) and carrier.shares:
+            data = data.clone()
         lowering.run(self._on, data, *(() if dst is None else (dst,)), carrier.op)
         if dst is None or dst == self._rank:
             carrier.decode(data, tensor, self._size)

@@ -43,6 +43,8 @@ class FabricCommunicator(Communicator):
         scheduled: run large collectives as schedules, in which all ranks work at once, instead of through a root.
     """
 
+    reduce_spares = True
+
     def __init__(
         self, fabric: Fabric, group: Group, progress: Progress | None = None, *, scheduled: bool = False
     ) -> None:

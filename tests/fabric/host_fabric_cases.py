@@ -340,6 +340,15 @@ def errors_of_all_kinds() -> dict[str, tuple[str, str, float]]:
         else:
             found["failed"] = _told(lambda: failed.communicator.barrier().wait())
 
+        waited = member("waited")
+        if me == 1:
+            signal.signal(signal.SIGALRM, _interrupt)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with contextlib.suppress(KeyboardInterrupt):
+                waited.communicator.exchange([], [devices.Message(torch.zeros(1, dtype=torch.uint8), 0)]).wait()
+        else:
+            found["waited"] = _told(lambda: waited.communicator.barrier().wait())
+
         polled = member("polled")
         if me == 1:
             polled.fabric.abort()
@@ -355,6 +364,10 @@ def errors_of_all_kinds() -> dict[str, tuple[str, str, float]]:
             found["polled"] = _told(poll)
         dist.barrier()
     return found
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt("somebody pressed a key")
 
 
 def _interrupted() -> Any:

@@ -176,6 +176,53 @@ def after_the_error_the_group_is_closed_and_says_why(world: devices.World) -> No
         devices.all_reduce(torch.ones(2))
 
 
+def _interrupted(
+    world: devices.World,
+    error: type[BaseException],
+    waits: Callable[[], Any],
+    others: Callable[[], Any] | None = None,
+) -> None:
+    """Let rank 1 be interrupted in what it waits for, and go on as if nothing had happened; rank 0 comes late."""
+    devices.all_reduce(torch.ones(2))
+    if world.rank == 1:
+
+        def interrupt(number: int, frame: object) -> None:
+            raise error("somebody pressed a key")
+
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        try:
+            waits()
+        except (error, devices.errors.CollectiveError):
+            # An `Exception` that none of ours is comes as one of ours.
+            return
+        raise AssertionError("it was not interrupted")
+    if world.rank == 0:
+        time.sleep(2)
+    if others is None:
+        waits()
+    else:
+        others()
+
+
+INTERRUPTED = {1: Returns()}
+
+
+@case(noticed(1, "KeyboardInterrupt: somebody pressed a key"), INTERRUPTED, stays=True)
+def one_rank_is_interrupted_in_a_barrier(world: devices.World) -> None:
+    _interrupted(world, KeyboardInterrupt, devices.barrier)
+
+
+@case(noticed(1, "ZeroDivisionError: somebody pressed a key"), INTERRUPTED, stays=True)
+def one_rank_raises_in_the_middle_of_a_small_all_reduce(world: devices.World) -> None:
+    _interrupted(world, ZeroDivisionError, lambda: devices.all_reduce(torch.ones(2)))
+
+
+@case(noticed(1, "KeyboardInterrupt: somebody pressed a key"), INTERRUPTED, stays=True)
+def one_rank_is_interrupted_in_a_recv(world: devices.World) -> None:
+    _interrupted(world, KeyboardInterrupt, lambda: devices.recv(torch.ones(2), src=0), devices.barrier)
+
+
 @case(late("all_reduce"), {1: Ends("hung")}, timeout=2, stays=True)
 def one_rank_is_stopped(world: devices.World) -> None:
     devices.all_reduce(torch.ones(2))

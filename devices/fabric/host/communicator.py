@@ -13,7 +13,7 @@ import torch
 from devices._backend import Asked, Communicator, Group, Message, Pending, PendingFrom
 from devices._store import Store
 from devices.algorithms.started import DONE
-from devices.errors import CollectiveError
+from devices.errors import CollectiveError, DevicesError
 from devices.fabric.communicator import REDUCTIONS
 from devices.fabric.host import large, open_here
 from devices.fabric.host.agreement import BITS, Agreement, Key
@@ -47,6 +47,7 @@ class SharedMemoryCommunicator(Communicator):
     """
 
     blocking = True
+    reduce_spares = True
     reductions = REDUCTIONS
     note = "shared memory"
 
@@ -72,6 +73,7 @@ class SharedMemoryCommunicator(Communicator):
         self._plans: dict[tuple[str, torch.dtype, int], Plan] = {}
         self._expected: dict[int, Key] = {}
         self._lock = threading.Lock()
+        self._in_call = _InCall(self._lock, watch)
         self._is_closed = self._has_ended = False
         self._me = threading.get_ident
         self._place = layout.control_word(group.rank) + PLACE
@@ -83,7 +85,7 @@ class SharedMemoryCommunicator(Communicator):
         self._expected[self._me()] = (call[0], "" if call[1] is None else _name(call[1]), *call[2:])
 
     def agree(self) -> None:
-        with self._lock:
+        with self._in_call:
             key = self._key("barrier", None)
             self._agreement.come(key)
             self._agreement.meet(key)
@@ -103,24 +105,32 @@ class SharedMemoryCommunicator(Communicator):
         if tensor.nbytes > SMALL or self._expected or tensor.is_inference():
             return self._all_reduce(tensor, op)
         plan = self._plan(op, tensor.dtype, tensor.numel())
-        with self._lock:
-            parity = self._exchange(plan, tensor, self._arenas.place_of(tensor) if plan.is_long else 0)
-            if plan.is_long and self._arenas.hold_one(parity):
-                self._reduce_large(plan.key, array_of(tensor), combine(op, tensor.dtype))
-            else:
-                plan.reduce_into(parity, tensor)
+        try:
+            with self._lock:
+                parity = self._exchange(plan, tensor, self._arenas.place_of(tensor) if plan.is_long else 0)
+                if plan.is_long and self._arenas.hold_one(parity):
+                    self._reduce_large(plan.key, array_of(tensor), combine(op, tensor.dtype))
+                else:
+                    plan.reduce_into(parity, tensor)
+        except BaseException as error:
+            self._in_call.failed(error)
+            raise
         return DONE
 
     def all_reduced(self, tensor: Tensor, op: str) -> Tensor:
         plan = self._plan(op, tensor.dtype, tensor.numel())
-        with self._lock:
-            # Where the result is another tensor, peers must not write into this one, wherever it lies.
-            parity = self._exchange(plan, tensor, 0)
-            if plan.is_long and self._arenas.hold_one(parity):
-                tensor = tensor.clone()
-                self._reduce_large(plan.key, array_of(tensor), combine(op, tensor.dtype))
-                return tensor
-            return plan.reduced(parity, tensor)
+        try:
+            with self._lock:
+                # Where the result is another tensor, peers must not write into this one, wherever it lies.
+                parity = self._exchange(plan, tensor, 0)
+                if plan.is_long and self._arenas.hold_one(parity):
+                    tensor = tensor.clone()
+                    self._reduce_large(plan.key, array_of(tensor), combine(op, tensor.dtype))
+                    return tensor
+                return plan.reduced(parity, tensor)
+        except BaseException as error:
+            self._in_call.failed(error)
+            raise
 
     def _exchange(self, plan: Plan, tensor: Tensor, place: int) -> int:
         """Come to a small all_reduce, wait for the others, and return whether it is an odd call.
@@ -168,7 +178,7 @@ class SharedMemoryCommunicator(Communicator):
     def _all_reduce(self, tensor: Tensor, op: str) -> Pending:
         key = self._key("all_reduce", tensor, tensor.numel(), op)
         array, reduce = array_of(tensor), combine(op, tensor.dtype)
-        with self._lock:
+        with self._in_call:
             parity = self._agreement.number + 1 & 1
             is_small, is_long = array.nbytes <= SMALL, array.nbytes > DIRECT
             place = self._arenas.place_of(tensor) if is_long else 0
@@ -193,7 +203,7 @@ class SharedMemoryCommunicator(Communicator):
     def reduce(self, tensor: Tensor, dst: int, op: str) -> Pending:
         key = self._key("reduce", tensor, tensor.numel(), op, dst)
         array, reduce = array_of(tensor), combine(op, tensor.dtype)
-        with self._lock:
+        with self._in_call:
             if array.nbytes <= SMALL:
                 slots = self._meet(key, array)
                 if self._rank == dst:
@@ -206,7 +216,7 @@ class SharedMemoryCommunicator(Communicator):
     def reduce_scatter(self, output: Tensor, input: Tensor, op: str) -> Pending:
         key = self._key("reduce_scatter", input, input.numel(), op)
         into, array, reduce = array_of(output), array_of(input), combine(op, input.dtype)
-        with self._lock:
+        with self._in_call:
             if array.nbytes <= SMALL:
                 slots = self._meet(key, array)
                 place = slice(self._rank * into.size, (self._rank + 1) * into.size)
@@ -227,7 +237,7 @@ class SharedMemoryCommunicator(Communicator):
     def _gather(self, verb: str, output: Tensor | None, input: Tensor, dst: int) -> None:
         key = self._key(verb, input, input.numel(), "", dst)
         into, array = None if output is None else array_of(output), array_of(input)
-        with self._lock:
+        with self._in_call:
             if array.nbytes > SMALL:
                 self._meet(key)
                 large.all_gather(self._rounds, self._rank, into, array, self._size, self._about(key))
@@ -240,7 +250,7 @@ class SharedMemoryCommunicator(Communicator):
     def broadcast(self, tensor: Tensor, src: int) -> Pending:
         key = self._key("broadcast", tensor, tensor.numel(), "", src)
         array = array_of(tensor)
-        with self._lock:
+        with self._in_call:
             if array.nbytes > SMALL:
                 self._meet(key)
                 large.broadcast(self._rounds, self._rank, array, src, self._about(key))
@@ -253,7 +263,7 @@ class SharedMemoryCommunicator(Communicator):
     def scatter(self, output: Tensor, input: Tensor | None, src: int) -> Pending:
         key = self._key("scatter", output, output.numel(), "", src)
         into, array = array_of(output), None if input is None else array_of(input)
-        with self._lock:
+        with self._in_call:
             if into.nbytes * self._size > SMALL:
                 self._meet(key)
                 large.scatter(self._rounds, self._rank, into, array, src, self._size, self._about(key))
@@ -267,7 +277,7 @@ class SharedMemoryCommunicator(Communicator):
     ) -> Pending:
         key = self._key("all_to_all", input)
         into, array = array_of(output), array_of(input)
-        with self._lock:
+        with self._in_call:
             parity = self._agreement.number + 1 & 1
             counts, expected = self._counts[parity]
             counts[self._rank], expected[self._rank] = input_counts, output_counts
@@ -291,7 +301,7 @@ class SharedMemoryCommunicator(Communicator):
         return DONE
 
     def barrier(self) -> Pending:
-        with self._lock:
+        with self._in_call:
             self._meet(self._key("barrier", None))
         return DONE
 
@@ -358,6 +368,33 @@ class SharedMemoryCommunicator(Communicator):
         self._plans.clear()
         if lost and self._watch.error is None and not self._has_ended:
             raise CollectiveError(f"{self._group}: closed with messages that were sent and never received: {lost}")
+
+
+@final
+class _InCall:
+    """Held while this rank is in a call: what ends the call and is none of ours, as an interruption, peers are told.
+
+    Args:
+        lock: lets one call in at a time.
+        watch: tells them.
+    """
+
+    def __init__(self, lock: threading.Lock, watch: Watch) -> None:
+        self._lock = lock
+        self._watch = watch
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None:
+            self.failed(error)
+        self._lock.release()
+
+    def failed(self, error: BaseException) -> None:
+        """Hear what a call has ended by."""
+        if not isinstance(error, DevicesError):
+            self._watch.give_up(error, f"call {self._watch.number()} of the group")
 
 
 @cache

@@ -26,7 +26,7 @@ def all_reduce(rounds: Rounds, rank: int, array: Array, op: Combine, size: int, 
     Args:
         rounds: this rank's.
         rank: this rank.
-        array: reduced in place; with `dst`, there alone, and elsewhere its own part at most is changed.
+        array: reduced in place; with `dst`, there alone, and elsewhere left as it is.
         op: how.
         size: the number of ranks.
         about: what the call is, for errors.
@@ -52,7 +52,8 @@ def all_reduce(rounds: Rounds, rank: int, array: Array, op: Combine, size: int, 
             # Nobody reads the next buffer before this rank says so.
             result = rounds.following()[rank].view(array.dtype)[place]
             reduce_all([own if each == rank else buffers[each][place] for each in range(size)], op, result)
-            np.copyto(own, result)
+            if wants:
+                np.copyto(own, result)
         before = piece
     buffers = [buffer.view(array.dtype) for buffer in rounds.meet(about)]
     if wants:

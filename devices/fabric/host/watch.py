@@ -87,7 +87,7 @@ class Watch:
         missing: Callable[[], Sequence[int]],
         about: Callable[[], str],
     ) -> None:
-        """Block until `ready()`.
+        """Block until `ready()`. Whatever else ends the wait, an interruption say, the others are told.
 
         Args:
             ready: what is waited for.
@@ -97,6 +97,18 @@ class Watch:
         Raises:
             CollectiveError: a rank died, left, or gave up; or the group's timeout passed.
         """
+        try:
+            self._until(ready, missing, about)
+        except BaseException as error:
+            self.give_up(error, about())
+            raise
+
+    def _until(
+        self,
+        ready: Callable[[], bool],
+        missing: Callable[[], Sequence[int]],
+        about: Callable[[], str],
+    ) -> None:
         # A thread that Python's other threads wait for must not spin: it would hold Python's lock.
         if threading.get_ident() == self._main:
             for _ in range(self.spins):

@@ -1,0 +1,53 @@
+"""`out=` that lies in memory otherwise than it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import devices
+import devices.testing
+from devices import World
+
+
+@pytest.mark.parametrize("kind", ["conj", "neg"])
+def test_out_may_be_a_conjugate_or_a_negative_view(kind: str) -> None:
+    """It reads as the result; the memory below it holds what that view is of."""
+
+    def writes(world: World) -> list[bool]:
+        x = torch.tensor([1 + 2j, 3 - 1j]) * (world.rank + 1)
+        given, results = x if kind == "conj" else x.imag, []
+        total, peer = given / (world.rank + 1) * 3, 1 - world.rank
+
+        def out(size: int = 2) -> torch.Tensor:
+            memory = torch.zeros(size, dtype=torch.complex64)
+            # The imaginary part of a conjugate is a negative view.
+            view = memory.conj() if kind == "conj" else memory.conj().imag
+            assert view.is_conj() if kind == "conj" else view.is_neg()
+            return view
+
+        each = [given / (world.rank + 1) * (rank + 1) for rank in range(2)]
+        cases: list[tuple[Callable[[torch.Tensor], Any], torch.Tensor]] = [
+            (lambda to: devices.all_reduce(given, out=to), total),
+            (lambda to: devices.broadcast(given, src=1, out=to), each[1]),
+            (lambda to: devices.permute(given, pairs=[(0, 1), (1, 0)], out=to), each[peer]),
+            (lambda to: devices.all_reduce(given, out=to, async_op=True).result(), total),
+            (lambda to: devices.all_to_all(given, out=to), torch.stack([one[world.rank] for one in each])),
+        ]
+        for verb, expected in cases:
+            target = out()
+            verb(target)
+            results.append(torch.equal(target.resolve_conj().resolve_neg(), expected))
+        target = out(4)
+        devices.all_gather(given, out=target)
+        results.append(torch.equal(target.resolve_conj().resolve_neg(), torch.cat(each)))
+        target = out(2)
+        target.copy_(given)
+        devices.all_reduce(target, out=target)
+        results.append(torch.equal(target.resolve_conj().resolve_neg(), total))
+        return results
+
+    assert devices.testing.run(writes, ranks=2) == [[True] * 7] * 2
