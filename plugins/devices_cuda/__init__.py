@@ -41,7 +41,7 @@ class CudaBackend(Backend):
         return topology_of_this_host()
 
     def contradictions(self) -> Sequence[str]:
-        from devices_cuda.contradictions import contradictions
+        from devices_cuda.misfits import contradictions
 
         return contradictions()
 

@@ -13,7 +13,7 @@ from devices.topology import Topology
 from devices_cuda.graph import topology
 from devices_cuda.machine import Machine
 from devices_cuda.presence import host, usable
-from devices_cuda.visible import Seen
+from devices_cuda.visibility import Seen
 
 _EVERY = (
     "float64", "float32", "float16", "complex32", "complex64", "complex128", "int8", "int16", "int32", "int64", "uint8",

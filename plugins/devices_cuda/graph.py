@@ -10,7 +10,7 @@ from devices.topology import Node, Topology
 from devices_cuda.machine import Gpu, Machine
 from devices_cuda.parts import Parts, classes
 from devices_cuda.pci import add_pci
-from devices_cuda.visible import Seen
+from devices_cuda.visibility import Seen
 
 _NVLINK_RATES = {"1.0": 20e9, "2.0": 25e9, "3.0": 25e9, "4.0": 25e9, "5.0": 50e9, "6.0": 50e9}
 """Bytes per second of one link in one direction, as the GPUs' data sheets have it; versions between are not known."""

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devices import Device, Probe
+from devices_cuda.built_with import TorchBuild, torch_build
 from devices_cuda.machine import Machine
 from devices_cuda.nvml import collect
 from devices_cuda.record import RecordError, checked
-from devices_cuda.torch_build import TorchBuild, torch_build
-from devices_cuda.visible import VARIABLE, Seen, Visible, visible
+from devices_cuda.visibility import VARIABLE, Seen, Visible, visible
 
 if TYPE_CHECKING:
     from devices.topology import Topology

@@ -15,12 +15,12 @@ from cuda_stand_in import StandIn
 import devices
 from devices.errors import BackendUnavailableError, TopologyError
 from devices.testing.conformance import hosts
-from devices_cuda import CudaBackend, nvml, presence
+from devices_cuda import CudaBackend, misfits, nvml, presence
 from devices_cuda.__main__ import main
 from devices_cuda.abilities import capabilities_of, dtypes_of
+from devices_cuda.built_with import TorchBuild
 from devices_cuda.record import from_json
 from devices_cuda.sysfs import Sysfs
-from devices_cuda.torch_build import TorchBuild
 
 
 @pytest.fixture
@@ -167,6 +167,7 @@ def test_where_nvidia_smi_contradicts_nvml_a_warning_says_so(host: pytest.Monkey
 
 
 def test_the_doctor_is_told_of_what_does_not_fit(host: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    host.setattr(misfits, "_SECONDS", 60.0)
     assert CudaBackend().contradictions() == ()
     put(host, "dgx-a100.json")
     assert CudaBackend().contradictions() == ()

@@ -12,7 +12,7 @@ from devices.topology import Topology
 from devices_cuda.graph import doubts, topology
 from devices_cuda.machine import Fabric, Gpu, Machine, Nearness, Nic, NvLink, Pair
 from devices_cuda.nearness import ancestor, nearest_nics
-from devices_cuda.visible import visible
+from devices_cuda.visibility import visible
 
 
 def nvlinks(graph: Topology) -> dict[tuple[str, str], float | None]:

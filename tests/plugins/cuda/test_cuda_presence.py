@@ -14,9 +14,9 @@ from cuda_stand_in import StandIn
 
 import devices as library
 from devices_cuda import CudaBackend, presence
+from devices_cuda.built_with import TorchBuild, read_version_file, torch_build
 from devices_cuda.machine import Machine
 from devices_cuda.presence import devices, probe
-from devices_cuda.torch_build import TorchBuild, read_version_file, torch_build
 
 WITH_CUDA = TorchBuild("2.13.0+cu128", "12.8")
 
@@ -208,7 +208,7 @@ def test_how_torch_was_built_is_read_from_its_file(text: str, found: TorchBuild 
 def test_how_the_torch_that_is_installed_was_built_is_found_with_and_without_importing_it() -> None:
     code = """
 import sys
-from devices_cuda.torch_build import torch_build
+from devices_cuda.built_with import torch_build
 print(torch_build())
 assert "torch" not in sys.modules
 """

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from cuda_machines import machine
 
-from devices_cuda.visible import visible
+from devices_cuda.visibility import visible
 
 A100 = "GPU-a0000000-0000-4000-8000-000000000000"
 MIG = "MIG-0000000{}-1111-5222-8333-444444444444"

@@ -11,7 +11,7 @@ from devices_cuda.files import matrix_of_this_host
 from devices_cuda.graph import faults
 from devices_cuda.presence import AbsentError, host, numbering
 from devices_cuda.record import RecordError
-from devices_cuda.visible import VARIABLE, visible
+from devices_cuda.visibility import VARIABLE, visible
 
 _SECONDS = 1.0
 
