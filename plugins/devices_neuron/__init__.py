@@ -101,7 +101,8 @@ class NeuronBackend(Backend):
         machine = self.machine
         if isinstance(machine, Absent) or self._lack(machine):
             return None
-        return topology_of(machine, self._cores())
+        cores = self._cores()
+        return topology_of(machine, cores, index_of_first(cores, self._environment))
 
     def launch_environment(self, ranks: int | None = None, local_rank: int | None = None) -> Sequence[Variable]:
         from devices_neuron.launch import own_variables, shared_variables

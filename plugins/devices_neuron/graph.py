@@ -19,15 +19,15 @@ def chip_name(chip: int) -> str:
     return f"neuron chip {chip}"
 
 
-def topology_of(machine: Machine, cores: Sequence[Core]) -> Topology:
-    """Return the graph of those logical cores, the devices 0, 1, ... of a process, and of all the machine's chips.
+def topology_of(machine: Machine, cores: Sequence[Core], first: int = 0) -> Topology:
+    """Return the graph of those logical cores, the devices `first`, ... of a process, and of all the machine's chips.
 
     A chip is a switch that its cores hang on. Where it is not known which chips are joined, none is.
     """
-    nodes = [_core(index, core) for index, core in enumerate(cores)]
+    nodes = [_core(index, core) for index, core in enumerate(cores, first)]
     nodes += [_chip(machine, chip) for chip in machine.chips]
     links: list[Link] = []
-    for index, core in enumerate(cores):
+    for index, core in enumerate(cores, first):
         rate = within_a_chip(machine, core.chip.cores // core.lnc)
         links += _both(f"neuron:{index}", chip_name(core.chip.index), "chip", rate)
     rate = between_chips(machine)

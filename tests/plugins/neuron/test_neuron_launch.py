@@ -89,6 +89,22 @@ def test_cores_follow_each_other_from_a_multiple_of_their_number_and_are_free(tm
     assert core_of(neuron, 8, 0) == starts[0] == 8
 
 
+def test_of_cores_that_a_variable_allows_those_from_a_multiple_are_taken(at: Callable[[str], Path]) -> None:
+    neuron = backend("trn2.48xlarge-lnc2", at("trn2.48xlarge-lnc2"), NEURON_RT_VISIBLE_CORES="2-9")
+    assert [core_of(neuron, 4, rank) for rank in range(4)] == [4, 5, 6, 7]
+    with pytest.raises(UnsupportedError, match="no 8 cores that follow each other from a multiple of 8"):
+        neuron.launch_environment(8)
+
+
+def test_at_lnc_1_too_cores_whose_chip_is_held_are_passed_over(tmp_path: Path) -> None:
+    neuron = backend("trn2.48xlarge-lnc1", tmp_path, NEURON_RT_VISIBLE_CORES="16-47")
+    # A chip has 8 cores then: 16 from 16 are of neuron2 and neuron3, 16 from 32 of neuron4 and neuron5.
+    assert core_of(neuron, 16, 0) == 16
+    hold(tmp_path, {2: {"pid": 4000000}}, "trn2.48xlarge-lnc1")
+    neuron = NeuronBackend(tmp_path, {"NEURON_RT_VISIBLE_CORES": "16-47"}, FITTING)
+    assert core_of(neuron, 16, 0) == 32
+
+
 def test_ranks_of_a_part_of_the_machine_are_told_of_their_part_and_then_find_it_whoever_was_started_before(
     tmp_path: Path,
 ) -> None:

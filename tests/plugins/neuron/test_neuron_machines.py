@@ -395,6 +395,17 @@ def test_devices_carry_their_core_chip_and_numa_node(at: Callable[[str], Path]) 
     assert graph.node("neuron chip 2").attributes["serial"] == "9ff5434815c8bd82"
 
 
+def test_a_rank_that_has_one_core_has_it_in_the_graph_under_its_devices_name(at: Callable[[str], Path]) -> None:
+    told = {"NEURON_RT_VISIBLE_CORES": "37", "LOCAL_RANK": "5", "WORLD_SIZE": "8"}
+    neuron = backend("trn2.48xlarge-lnc2", at("trn2.48xlarge-lnc2"), **told)
+    [device] = neuron.devices()
+    graph = neuron.topology()
+    assert graph is not None
+    assert [node.name for node in graph.devices] == [str(device)] == ["neuron:5"]
+    assert graph.neighbours(str(device)) == ("neuron chip 9",)
+    assert neuron.capabilities(device).links == ()
+
+
 def test_a_chip_says_of_which_ultraserver_it_is(at: Callable[[str], Path]) -> None:
     attributes = graph_of("trn2u.48xlarge", at("trn2u.48xlarge")).node("neuron chip 0").attributes
     assert (attributes["ultraserver"], attributes["node"]) == ("9ff5434815c8bd80", 2)
