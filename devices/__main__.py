@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from devices import __version__, _plan
+from devices import __version__, _plan, _topo
 from devices.errors import did_you_mean
 
 _COMMANDS = {
@@ -19,6 +19,7 @@ _COMMANDS = {
     "new-plugin": "write the package of a new backend, complete, to begin from",
     "conformance": "prove that a backend keeps every law of the interface, or show how it does not",
     "plan": "compare targets, meshes and batches for a model: what is fastest, cheapest, takes least energy, fits",
+    "topo": "show the devices, switches and links of this host or of a target, and what collectives reach on them",
     "calibrate": "measure how fast this host's own collectives are, for predictions",
     "flight": "print what the flight recorders of a program's ranks left: who called what when, and who is behind",
 }
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _calibrate(known)
         if known.command == "plan":
             return _plan.run(known)
+        if known.command == "topo":
+            return _topo.run(known)
         return _flight(known) if known.command == "flight" else _check(known, [*unknown, *after])
     except BrokenPipeError:
         # The reader, `head` say, has seen enough. Python would complain once more when it flushes at exit.
@@ -141,6 +144,15 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         allow_abbrev=False,
     )
     _plan.add(plan)
+    topo = commands.add_parser(
+        "topo",
+        help=_COMMANDS["topo"],
+        description="Show a topology: this host's, as far as its backends know it, a target's, or "
+        "that of a file; what is not known is a question mark.",
+        epilog="Exit status: 0 if it is shown, 2 if it cannot be.",
+        allow_abbrev=False,
+    )
+    _topo.add(topo)
     calibrate = commands.add_parser(
         "calibrate",
         help=_COMMANDS["calibrate"],
@@ -178,6 +190,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         "--seed",
         "--seconds",
         *_plan.OPTIONS,
+        *_topo.OPTIONS,
     ]
     return parser, options
 

@@ -69,6 +69,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_plan",
         "_plan_view",
         "_survey_child",
+        "_topo",
         "__main__",
     ),
 )
