@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -271,7 +271,9 @@ def _moved(capacities: Capacities, moved: Translations, ways: Sequence[Way], tre
             if number >= 0:
                 crossing[number] += tree.units
     totals: dict[tuple[int, int], int] = {}
-    loads = np.zeros(capacities.size * capacities.size, dtype=np.int64)
+    # Bandwidths that are no round numbers make for many units.
+    whole = np.int64 if sum(crossing) * count < 2**62 else object
+    loads: Any = np.zeros(capacities.size * capacities.size, dtype=whole)
     for way, some_units in zip(ways, crossing, strict=True):
         if some_units:
             for source, target in itertools.pairwise(way.path):

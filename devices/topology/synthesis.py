@@ -157,7 +157,9 @@ def synthesize(topology: Topology, verb: str, root: int = 0) -> Plan:
     used = [] if down is None else [(down.loads, down.total)]
     if up is not None:
         used.append(({(target, source): units for (source, target), units in up.loads.items()}, up.total))
-    return _plan(topology, schedule, least, capacities, used, tuple(shares.values()), route)
+    return _plan(
+        topology, schedule, least, capacities, used, tuple(shares[node] for node in capacities.endpoints), route
+    )
 
 
 def _for_all_reduce(capacities: Capacities) -> tuple[dict[int, Fraction], Forest, Forest]:
@@ -208,7 +210,7 @@ def _forest(capacities: Capacities, shares: Mapping[int, Fraction], time: Fracti
     size = len(capacities.endpoints)
     moved = translations(capacities)
     if moved is not None and (moved.blocks == 1 or size > SMALL) and moved.blocks <= BLOCKS:
-        values = list(shares.values())
+        values = [shares[node] for node in capacities.endpoints]
         if all(len(set(values[start : start + moved.count])) == 1 for start in range(0, size, moved.count)):
             best = alike_forest(capacities, moved, shares, time)
             if best.time(capacities.arcs) <= time:

@@ -40,6 +40,8 @@ print(*(f"{link.source}>{link.target}:{link.kind}:{link.bandwidth}" for link in 
 print(found.nodes[-1].reduces)
 """
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:

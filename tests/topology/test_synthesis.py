@@ -15,7 +15,7 @@ from hypothesis import given, settings
 
 from devices.algorithms.executor import run
 from devices.algorithms.layout import Layout
-from devices.algorithms.schedule import Schedule
+from devices.algorithms.schedule import Recv, Schedule
 from devices.errors import TopologyError
 from devices.topology import (
     Link,
@@ -114,6 +114,37 @@ def test_unequal_devices_have_unequal_shares_of_an_all_reduce() -> None:
     )
     assert 1 / both_ways == 480
     assert 1 / plan.seconds_per_byte == 480 * Fraction(3, 2)
+
+
+def test_shares_come_in_the_order_of_ranks() -> None:
+    plan = synthesize(switch(8, [1800, 900] * 4), "all_reduce")
+    assert reached(plan) == Fraction(8 * 1350, 14)
+    sums = {0: Fraction(0), 1: Fraction(0)}
+    for chunk in plan.schedule.chunks:
+        assert (chunk.buffer, chunk.part) == ("output", 0)
+    # Who sums up a chunk is who sends it on without having received it whole: the root of its tree.
+    whole = sum(chunk.weight for chunk in plan.schedule.chunks)
+    for number, chunk in enumerate(plan.schedule.chunks):
+        told = {
+            rank
+            for rank in range(8)
+            for step in plan.schedule.program(rank)
+            for action in step
+            if isinstance(action, Recv) and action.chunk == number and not action.reduce
+        }
+        [root] = set(range(8)) - told
+        sums[root % 2] += Fraction(chunk.weight, whole)
+    assert (sums[0], sums[1]) == (sum(plan.shares[::2]), sum(plan.shares[1::2]))
+    assert sums[0] != sums[1]
+
+
+def test_bandwidths_that_are_no_round_numbers_are_filled_too() -> None:
+    for topology in (torus((4, 4), 1 / 3), machines(2, 4, 300.1e9, 24.7e9), switch(5, [1 / 3, 0.7, 0.1, 2.5, 1e-3])):
+        for verb in ("all_gather", "all_reduce"):
+            plan = synthesize(topology, verb)
+            assert plan.ratio == 1.0
+            found = replay(plan, elements=100_000)
+            assert float(found.seconds_per_byte) == pytest.approx(float(plan.seconds_per_byte), rel=0.01)
 
 
 def test_many_devices_of_a_few_kinds_are_filled_too() -> None:
