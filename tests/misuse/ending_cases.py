@@ -190,7 +190,7 @@ def _interrupted(
             raise error("somebody pressed a key")
 
         signal.signal(signal.SIGALRM, interrupt)
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        signal.setitimer(signal.ITIMER_REAL, 1.5)
         try:
             waits()
         except (error, devices.errors.CollectiveError):
@@ -198,7 +198,7 @@ def _interrupted(
             return
         raise AssertionError("it was not interrupted")
     if world.rank == 0:
-        time.sleep(2)
+        time.sleep(3)
     if others is None:
         waits()
     else:
