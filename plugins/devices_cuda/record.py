@@ -177,7 +177,7 @@ def _read(value: Any, wanted: Any, where: str) -> Any:
     return value
 
 
-def _read_object(value: Any, wanted: type[Any], where: str) -> Any:
+def _read_object(value: Any, wanted: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise RecordError(f"{where} is {_shown(value)}, not an object")
     hints = _hints(wanted)
@@ -190,7 +190,7 @@ def _read_object(value: Any, wanted: type[Any], where: str) -> Any:
 
 
 @functools.cache
-def _hints(wanted: type[Any]) -> dict[str, Any]:
+def _hints(wanted: Any) -> dict[str, Any]:
     return typing.get_type_hints(wanted)
 
 
