@@ -21,6 +21,7 @@ _COMMANDS = {
     "plan": "compare targets, meshes and batches for a model: what is fastest, cheapest, takes least energy, fits",
     "topo": "show the devices, switches and links of this host or of a target, and what collectives reach on them",
     "calibrate": "measure how fast this host's own collectives are, for predictions",
+    "catalogue": "list the targets that there are, and show every figure of one with its source, date and status",
     "flight": "print what the flight recorders of a program's ranks left: who called what when, and who is behind",
 }
 
@@ -60,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _plan.run(known)
         if known.command == "topo":
             return _topo.run(known)
+        if known.command == "catalogue":
+            from devices import _catalogue_command
+
+            return _catalogue_command.run(known)
         return _flight(known) if known.command == "flight" else _check(known, [*unknown, *after])
     except BrokenPipeError:
         # The reader, `head` say, has seen enough. Python would complain once more when it flushes at exit.
@@ -125,6 +130,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     conformance.add_argument("--seed", type=int, default=0, help="random programs are drawn from it (0)")
     conformance.add_argument("--json", action="store_true", help="print all of it as JSON")
     conformance.add_argument("name", help="the backend's name")
+    catalogue = commands.add_parser(
+        "catalogue",
+        help=_COMMANDS["catalogue"],
+        description="List the targets of the catalogue, those that plugins add too, or show one: every figure with "
+        "its unit, value, status, source and date, and the values that were not chosen with the reason.",
+        epilog="Exit status: 0 if all is well, 1 if a plugin's targets are wrong, 2 if there is no such target.",
+        allow_abbrev=False,
+    )
+    catalogue.add_argument("--json", action="store_true", help="print all of it as JSON")
+    catalogue.add_argument("--kind", help="list those of one kind: chip, machine, ultraserver, cluster, domain")
+    catalogue.add_argument("--lnc", type=int, metavar="N", help="show a Neuron chip with N cores as one device")
+    catalogue.add_argument("what", nargs="*", metavar="show NAME", help="the target of which all is to be printed")
     flight = commands.add_parser(
         "flight",
         help=_COMMANDS["flight"],
@@ -191,6 +208,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
         "--seconds",
         *_plan.OPTIONS,
         *_topo.OPTIONS,
+        "--kind",
+        "--lnc",
     ]
     return parser, options
 

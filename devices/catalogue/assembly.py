@@ -17,8 +17,15 @@ from devices.catalogue.targets import Target
 from devices.errors import TargetNotFoundError
 
 
-def assemble(parts: Sequence[Entry], software: Entry, lnc: int | None) -> Target:
-    """Return the target that the first of `parts` states; each is made of the next, and the last is a chip."""
+def assemble(parts: Sequence[Entry], software: Entry, lnc: int | None, beside: Target | None = None) -> Target:
+    """Return the target that the first of `parts` states; each is made of the next, and the last is a chip.
+
+    Args:
+        parts: the entries.
+        software: what answers torch on the chip.
+        lnc: how many of its cores are to be one device; the chip's default if None.
+        beside: the chip that shares a domain of two kinds with it.
+    """
     for entry in parts[:-1]:
         if entry.figures["members"].value is None:
             what = "must have a value: nothing can be said of what is made of an unknown number of parts"
@@ -28,11 +35,13 @@ def assemble(parts: Sequence[Entry], software: Entry, lnc: int | None) -> Target
     lnc = _lnc(chip, lnc)
     target = _target(parts[-1:], software, lnc, None)
     for place in reversed(range(len(parts) - 1)):
-        target = _target(parts[place:], software, lnc, target)
+        target = _target(parts[place:], software, lnc, target, beside if place == 0 else None)
     return target
 
 
-def _target(parts: Sequence[Entry], software: Entry, lnc: int | None, of: Target | None) -> Target:
+def _target(
+    parts: Sequence[Entry], software: Entry, lnc: int | None, of: Target | None, beside: Target | None = None
+) -> Target:
     entry, *others = parts
     members = [int(number(part.figures["members"])) for part in parts[:-1]]
     check_figures(entry, math.prod(members), others[0] if others else None)
@@ -47,6 +56,10 @@ def _target(parts: Sequence[Entry], software: Entry, lnc: int | None, of: Target
         limits=limits,
         figures=entry.figures,
         of=of,
+        beside=beside,
+        speculative=entry.speculative,
+        claims=entry.claims,
+        assumptions=entry.assumptions,
         members=members[0] if members else 1,
         origins=MappingProxyType(found),
     )

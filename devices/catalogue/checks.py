@@ -14,7 +14,7 @@ from devices.catalogue.units import dimensions
 def check_cores(chip: Entry) -> None:
     """Refuse settings of LNC that are not all known or all absent, or that do not divide the cores."""
     cores, allowed, default = (chip.figures[name] for name in ("cores", "lnc", "default_lnc"))
-    if len({figure.absent for figure in (cores, allowed, default)}) > 1:
+    if allowed.absent != default.absent or (cores.absent is None) != (allowed.absent is None):
         fault(chip.file, "figures.lnc", "", "contradicts cores and default_lnc: all three have a value, or none has")
     if not isinstance(allowed.value, tuple):
         return
@@ -37,6 +37,12 @@ def check_figures(entry: Entry, chips: int, of: Entry | None) -> None:
     if topology is not None and sizes and math.prod(sizes) != chips:
         what = f"{topology.value!r} contradicts members: there are {chips} chips"
         fault(entry.file, "figures.topology", "value", what)
+    most = entry.figures.get("chips")
+    if most is not None and most.value is not None and chips > number(most):
+        what = (
+            f"{entry.figures['members'].value} contradicts chips: that is {chips} chips, and {most.value} is the most"
+        )
+        fault(entry.file, "figures.members", "value", what)
     whole = entry.figures.get("nic_bandwidth")
     part = of.figures.get("nic_bandwidth") if of is not None else None
     if whole is None or part is None or of is None or whole.value is None or part.value is None:
@@ -49,8 +55,10 @@ def check_figures(entry: Entry, chips: int, of: Entry | None) -> None:
 
 def check_dtypes(chip: Entry, software: Entry, limits: Limits) -> None:
     """Refuse dtypes that are moved or reduced and that tensors may not have."""
+    if limits.dtypes is None:
+        return
     moved = {"limits.moved_dtypes": limits.moved_dtypes or frozenset()}
-    reduced = {f"limits.reductions, {op}": taken for op, taken in limits.reductions.items()}
+    reduced = {f"limits.reductions, {op}": taken for op, taken in (limits.reductions or {}).items()}
     for table, dtypes in (moved | reduced).items():
         if unknown := sorted(dtypes - limits.dtypes):
             what = f"{', '.join(unknown)}: tensors on {chip.name} may not have that"

@@ -148,11 +148,25 @@ def read_figure(
         value=None,
         unit=unit,
         absent=form,
-        reason=_words(file, table, form, found[form]),
-        source=_source(file, table, found, sources),
-        date=_date(file, table, found["date"]),
+        reason=read_words(file, table, form, found[form]),
+        source=read_source(file, table, found, sources),
+        date=read_date(file, table, found["date"]),
         status=_status(file, table, found),
-        note=_words(file, table, "note", found["note"]) if "note" in found else "",
+        note=read_words(file, table, "note", found["note"]) if "note" in found else "",
+    )
+
+
+def unstated(file: Path, table: str, unit: str) -> Figure:
+    """Return the figure that a file may leave out and does: it is not known."""
+    return Figure(
+        place=f"{file.name} [{table}]",
+        value=None,
+        unit=unit,
+        absent="unknown",
+        reason="its file leaves it out",
+        source="",
+        date="",
+        status=None,
     )
 
 
@@ -194,12 +208,12 @@ def _known(
         names=names,
         value=value,
         unit=unit,
-        reason=_words(file, table, "why", found["why"]) if "why" in found else "",
-        source=_source(file, table, found, sources),
-        date=_date(file, table, found["date"]),
+        reason=read_words(file, table, "why", found["why"]) if "why" in found else "",
+        source=read_source(file, table, found, sources),
+        date=read_date(file, table, found["date"]),
         status=_status(file, table, found),
         printed=printed,
-        note=_words(file, table, "note", found["note"]) if "note" in found else "",
+        note=read_words(file, table, "note", found["note"]) if "note" in found else "",
         others=read,
     )
 
@@ -208,7 +222,7 @@ def _frozen(value: Any) -> Value:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _words(file: Path, table: str, key: str, value: object) -> str:
+def read_words(file: Path, table: str, key: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         fault(file, table, key, f"must be a text, not {value!r}")
     return value
@@ -222,7 +236,7 @@ def _check_printed(file: Path, table: str, printed: object, unit: str, value: ob
         fault(file, table, "printed", f"{printed!r} is {float(read[1]):.15g} {read[0]}, and the value {value!r} {unit}")
 
 
-def _source(file: Path, table: str, found: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+def read_source(file: Path, table: str, found: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     if "source" not in found:
         return ""
     key = found["source"]
@@ -241,7 +255,7 @@ def _status(file: Path, table: str, found: Mapping[str, Any]) -> str | None:
     return str(status)
 
 
-def _date(file: Path, table: str, found: object) -> str:
+def read_date(file: Path, table: str, found: object) -> str:
     if isinstance(found, date) and not isinstance(found, datetime):
         text = found.isoformat()
     elif isinstance(found, str) and re.fullmatch(r"\d{4}(-(0[1-9]|1[0-2]))?", found):

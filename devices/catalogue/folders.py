@@ -46,7 +46,7 @@ class Catalogue:
                 self._files[name] = file, sources, text
 
     def names(self, kind: str | None = None) -> tuple[str, ...]:
-        """Return the names of all targets, or of those of a kind: "chip", "machine" or "ultraserver"."""
+        """Return the names of all targets, or of those of a kind, "chip" or "machine" say."""
         kinds = [known for known in KINDS if known != "software"]
         if kind is not None and kind not in kinds:
             known = ", ".join(kinds)
@@ -77,7 +77,14 @@ class Catalogue:
             parts = [self._named(name)]
             while "of" in parts[-1].refers:
                 parts.append(self._referred(parts[-1], "of"))
-            self._targets[name, lnc] = assemble(parts, self._referred(parts[-1], "software"), lnc)
+            first = parts[0]
+            for claim in first.claims:
+                # The other is not read for that: a damaged file is no error of whoever asks for another.
+                if claim.than not in self._files:
+                    near = did_you_mean(claim.than, self._files)
+                    fault(first.file, f"claims, {claim.of}", "than", f"no target named {claim.than!r}{near}")
+            beside = self.load(self._referred(first, "beside").name) if "beside" in first.refers else None
+            self._targets[name, lnc] = assemble(parts, self._referred(parts[-1], "software"), lnc, beside)
         return self._targets[name, lnc]
 
     def _named(self, name: str) -> Entry:
@@ -105,12 +112,16 @@ class Catalogue:
         return self._entries[name]
 
     def _referred(self, entry: Entry, key: str) -> Entry:
-        name, kind = entry.refers[key], KINDS[entry.kind].refers[key]
+        name, kinds = entry.refers[key], KINDS[entry.kind].refers[key]
         if name not in self._files:
             fault(entry.file, "", key, f"no entry named {name!r}{did_you_mean(name, self._files)}")
         found = self._entry(name)
-        if found.kind != kind:
-            fault(entry.file, "", key, f"{name!r} is a {found.kind} and must be a {kind}")
+        if found.kind not in kinds:
+            fault(entry.file, "", key, f"{name!r} is a {found.kind} and must be a {' or a '.join(kinds)}")
+        if found.speculative and not entry.speculative:
+            fault(
+                entry.file, "", key, f"{name!r} is speculative, and so must be what is made of it: speculative = true"
+            )
         return found
 
 

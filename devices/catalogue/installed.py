@@ -45,8 +45,8 @@ def load(name: str, *, lnc: int | None = None) -> Target:
 def names(kind: str | None = None) -> tuple[str, ...]:
     """Return the names of the targets that come with `devices` and of those that plugins add.
 
-    >>> names("ultraserver")
-    ('trainium2-ultraserver', 'trainium3-ultraserver-gen1', 'trainium3-ultraserver-gen2')
+    >>> names("cluster")
+    ('project-rainier', 'trainium1-ultracluster', 'trainium3-ultracluster', 'trainium3-ultracluster-gen1')
     """
     return _with_plugins()[0].names(kind)
 
@@ -56,18 +56,35 @@ def faults() -> tuple[PluginError, ...]:
     return _with_plugins()[1]
 
 
+def origin(name: str) -> str:
+    """Return who adds the target of that name: "devices", or a plugin by its name in words.
+
+    >>> origin("trainium2")
+    'devices'
+    """
+    if built_in().has(name):
+        return "devices"
+    return _with_origins()[2].get(load(name).name, "devices")
+
+
 def _with_plugins() -> tuple[Catalogue, tuple[PluginError, ...]]:
+    catalogue, wrong, _ = _with_origins()
+    return catalogue, wrong
+
+
+def _with_origins() -> tuple[Catalogue, tuple[PluginError, ...], dict[str, str]]:
     said = _registry.targets()
     added = {who: folders for who, folders in said.items() if not isinstance(folders, PluginError)}
-    catalogue, wrong = _assembled(json.dumps(added))
-    return catalogue, (*(each for each in said.values() if isinstance(each, PluginError)), *wrong)
+    catalogue, wrong, who = _assembled(json.dumps(added))
+    return catalogue, (*(each for each in said.values() if isinstance(each, PluginError)), *wrong), who
 
 
 @functools.lru_cache(maxsize=1)
-def _assembled(added: str) -> tuple[Catalogue, tuple[PluginError, ...]]:
-    """Return the catalogue with what plugins add, as JSON has it, and why the targets of some are left out."""
+def _assembled(added: str) -> tuple[Catalogue, tuple[PluginError, ...], dict[str, str]]:
+    """Return the catalogue with what plugins add, as JSON has it, why some add nothing, and who added what."""
     plugins: dict[str, list[dict[str, Any]]] = json.loads(added)
     accepted: list[Folder] = []
+    origins: dict[str, str] = {}
     catalogue, wrong = built_in(), []
     for who, folders in plugins.items():
         more = [Path(each["folder"]) if "folder" in each else each["files"] for each in folders]
@@ -78,5 +95,6 @@ def _assembled(added: str) -> tuple[Catalogue, tuple[PluginError, ...]]:
             wrong.append(PluginError(f"{who}: a target that it adds is wrong: {error}"))
             continue
         accepted += more
+        origins |= dict.fromkeys({*tried.names()} - {*catalogue.names()}, who)
         catalogue = tried
-    return catalogue, tuple(wrong)
+    return catalogue, tuple(wrong), origins

@@ -38,18 +38,18 @@ class Limits:
     """
 
     device_type: str
-    process_group: str
+    process_group: str | None
     chip: str
     lnc: int | None
     nodes: int
     chips_per_node: int
     ranks_per_chip: int | None
     memory_per_rank: int | None
-    dtypes: frozenset[str]
+    dtypes: frozenset[str] | None
     moved_dtypes: frozenset[str] | None
     float8_max: float | None
-    reductions: Mapping[str, frozenset[str]]
-    verbs: frozenset[str]
+    reductions: Mapping[str, frozenset[str]] | None
+    verbs: frozenset[str] | None
     uneven_splits: bool | None
     empty_tensors: bool | None
     subgroup_barrier: bool | None

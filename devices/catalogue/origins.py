@@ -33,7 +33,7 @@ def find_origins(parts: Sequence[Entry], software: Entry, lnc: int | None) -> di
 def _shape(parts: Sequence[Entry]) -> tuple[Provenance, Provenance]:
     """Return the number of nodes, which are machines, and of the chips of each."""
     counted = {entry.kind: entry.figures["members"] for entry in parts[:-1]}
-    in_node = counted.pop("machine", None)
+    in_node = counted.pop("machine", None) or counted.pop("domain", None)
     nodes = 1
     for figure in counted.values():
         nodes *= int(number(figure))
@@ -70,16 +70,19 @@ def _rulings(chip: Entry, software: Entry) -> list[Provenance]:
     found = []
     for ruling, names in (("dtypes", DTYPES), ("verbs", VERBS), ("reductions", OPS)):
         figures = (*software.rulings[ruling], *chip.rulings.get(ruling, ()))
+        # Of what nobody has said anything yet, nothing is refused.
+        nothing_known = bool(figures) and all(figure.absent == "unknown" for figure in figures)
         by_name: dict[str, Any] = {}
         for name in names:
             ruled = tuple(figure for figure in figures if name in figure.names)
             check_ruled_once(ruling, name, ruled, chip, software)
-            by_name[name] = _dtypes(ruled) if ruling == "reductions" else any(figure.value is True for figure in ruled)
+            allowed = _dtypes(ruled) if ruling == "reductions" else any(figure.value is True for figure in ruled)
+            by_name[name] = None if nothing_known else allowed
             how = "" if ruled else f"no source for {chip.name} names it"
             found.append(Provenance(f"{ruling}.{name}", by_name[name], ruled, how))
         there = {name: value for name, value in by_name.items() if value}
         whole = MappingProxyType(there) if ruling == "reductions" else frozenset(there)
-        found.append(Provenance(ruling, whole, figures))
+        found.append(Provenance(ruling, None if nothing_known else whole, figures))
     return found
 
 

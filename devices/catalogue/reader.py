@@ -15,7 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from devices.catalogue.figures import Figure, check_keys, fault, read_figure
+from devices.catalogue.figures import Figure, check_keys, fault, read_figure, unstated
+from devices.catalogue.said import Assumption, Claim, read_assumptions, read_claims
 from devices.catalogue.units import DTYPES, OPS, VERBS
 from devices.errors import did_you_mean
 
@@ -28,15 +29,18 @@ class Kind:
     """What an entry of one kind states.
 
     Args:
-        refers: the keys that name another entry, and of which kind it must be.
+        refers: the keys that name another entry, and of which kinds it may be.
         figures: the figures of hardware, and their units.
+        more: figures that an entry may leave out; then nothing is known of them. Files that were written before there
+            were any have none.
         limits: the limits on programs that are figures, and their units.
         rulings: the limits that are rulings: their unit, the names that they are about, and whether each name
             must be ruled on.
     """
 
-    refers: Mapping[str, str] = field(default_factory=dict)
+    refers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     figures: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, str] = field(default_factory=dict)
     rulings: Mapping[str, tuple[str, tuple[str, ...], bool]] = field(default_factory=dict)
 
@@ -65,7 +69,7 @@ KINDS = {
         },
     ),
     "chip": Kind(
-        refers={"software": "software"},
+        refers={"software": ("software",)},
         figures={
             "cores": "count",
             "lnc": "counts",
@@ -84,13 +88,19 @@ KINDS = {
             "bf16_sparse": "flop/s",
             "fp32": "flop/s",
         },
+        more={
+            "copy_bandwidth_one_way": "bytes/s",
+            "link_latency": "s",
+            "host_bandwidth_one_way": "bytes/s",
+            "power": "W",
+        },
         limits={"float8_max": "magnitude"},
         # What the software leaves to the chip: more dtypes, and more of them for a reduce op.
         rulings={"dtypes": ("yes or no", DTYPES, False), "reductions": ("dtypes", OPS, False)},
     ),
     # A machine is what an operating system runs on: an instance, a server, a tray.
     "machine": Kind(
-        refers={"of": "chip"},
+        refers={"of": ("chip",)},
         figures={
             "members": "count",
             "topology": "shape",
@@ -103,10 +113,11 @@ KINDS = {
             "host_cpus": "count",
             "host_memory": "bytes",
         },
+        more={"network": "name", "switch_reduces": "yes or no", "power": "W", "price": "USD/h"},
     ),
     # Several machines in one scale-up domain. Links are per chip: to other machines, and of these to other racks.
     "ultraserver": Kind(
-        refers={"of": "machine"},
+        refers={"of": ("machine",)},
         figures={
             "members": "count",
             "topology": "shape",
@@ -114,6 +125,39 @@ KINDS = {
             "link_bandwidth_one_way": "bytes/s",
             "rack_link_bandwidth": "bytes/s",
             "rack_link_bandwidth_one_way": "bytes/s",
+            "nic_bandwidth": "bytes/s",
+        },
+        more={
+            "racks": "count",
+            "link_latency": "s",
+            "switch_reduces": "yes or no",
+            "power": "W",
+            "price": "USD/h",
+        },
+    ),
+    # Many machines or UltraServers on one network, which is all that joins them.
+    "cluster": Kind(
+        refers={"of": ("machine", "ultraserver")},
+        figures={
+            "members": "count",
+            "chips": "count",
+            "network": "name",
+            "oversubscription": "times",
+            "nic_latency": "s",
+        },
+    ),
+    # One scale-up domain of chips of two makers. How many are of which is for whoever builds one to say.
+    "domain": Kind(
+        refers={"of": ("chip",), "beside": ("chip",)},
+        figures={
+            "members": "count",
+            "topology": "shape",
+            "link_bandwidth": "bytes/s",
+            "link_bandwidth_one_way": "bytes/s",
+            "link_latency": "s",
+            "switch_reduces": "yes or no",
+            "coherent": "yes or no",
+            "atomics": "yes or no",
             "nic_bandwidth": "bytes/s",
         },
     ),
@@ -130,6 +174,9 @@ class Entry:
     kind: str
     title: str
     aliases: tuple[str, ...]
+    speculative: bool
+    claims: tuple[Claim, ...]
+    assumptions: tuple[Assumption, ...]
     refers: Mapping[str, str]
     figures: Mapping[str, Figure]
     limits: Mapping[str, Figure]
@@ -159,20 +206,29 @@ def read_entry(file: Path, sources: Mapping[str, str], text: str | None = None) 
     kind = KINDS[found["kind"]]
     tables = {"figures": kind.figures, "limits": {**kind.limits, **kind.rulings}}
     needed = ("kind", "title", *kind.refers, *(table for table, keys in tables.items() if keys))
-    check_keys(file, "", found, (*needed, "aliases"), needed)
+    check_keys(file, "", found, (*needed, "aliases", "speculative", "claims", "assumptions"), needed)
     limits = dict(_table(file, found, "limits"))
     rulings = {ruling: limits.pop(ruling) for ruling in kind.rulings if ruling in limits}
     for ruling, (_, _, is_needed) in kind.rulings.items():
         if ruling not in rulings and is_needed:
             fault(file, "limits", ruling, "is missing")
+    speculative = found.get("speculative", False)
+    if not isinstance(speculative, bool):
+        fault(file, "", "speculative", f"must be true or false, not {speculative!r}")
+    assumptions = read_assumptions(file, found.get("assumptions", []), sources)
+    if assumptions and not speculative:
+        fault(file, "assumptions", "", "goes with speculative = true: of what there is, nothing is assumed")
     return Entry(
         file=file,
         name=name,
         kind=found["kind"],
         title=_name(file, "title", found["title"]),
         aliases=_aliases(file, name, found.get("aliases", [])),
+        speculative=speculative,
+        claims=read_claims(file, found.get("claims", []), {**kind.figures, **kind.more}, sources),
+        assumptions=assumptions,
         refers=MappingProxyType({key: _name(file, key, found[key]) for key in kind.refers}),
-        figures=_figures(file, "figures", _table(file, found, "figures"), kind.figures, sources),
+        figures=_figures(file, "figures", _table(file, found, "figures"), kind.figures, sources, kind.more),
         limits=_figures(file, "limits", limits, kind.limits, sources),
         rulings=MappingProxyType(
             {
@@ -214,11 +270,21 @@ def _aliases(file: Path, name: str, found: object) -> tuple[str, ...]:
 
 
 def _figures(
-    file: Path, table: str, found: Mapping[str, Any], units: Mapping[str, str], sources: Mapping[str, str]
+    file: Path,
+    table: str,
+    found: Mapping[str, Any],
+    units: Mapping[str, str],
+    sources: Mapping[str, str],
+    more: Mapping[str, str] = MappingProxyType({}),
 ) -> Mapping[str, Figure]:
-    check_keys(file, table, found, units, units)
+    check_keys(file, table, found, (*units, *more), units)
     return MappingProxyType(
-        {key: read_figure(file, f"{table}.{key}", found[key], unit, sources) for key, unit in units.items()}
+        {
+            key: read_figure(file, f"{table}.{key}", found[key], unit, sources)
+            if key in found
+            else unstated(file, f"{table}.{key}", unit)
+            for key, unit in {**units, **more}.items()
+        }
     )
 
 

@@ -1,4 +1,4 @@
-"""A target: a chip, a machine or an UltraServer with its figures, its parts and what it allows."""
+"""A target: a chip, or what is made of chips up to a cluster, with its figures, its parts and what it allows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from devices.catalogue.figures import Figure, Provenance
+from devices.catalogue.figures import STATUSES, Figure, Provenance
 from devices.catalogue.limits import Limits
+from devices.catalogue.said import Assumption, Claim
 from devices.errors import TargetNotFoundError, did_you_mean
 
 T = TypeVar("T")
@@ -19,13 +20,17 @@ class Target:
 
     Args:
         name: what the catalogue calls it.
-        kind: "chip", "machine" or "ultraserver".
+        kind: "chip", "machine", "ultraserver", "cluster" or "domain".
         title: what its maker calls it.
         limits: what it allows programs to do.
         figures: its own figures; those of its parts are theirs.
         of: what it is made of; None for a chip.
         members: how many of those; 1 for a chip.
         origins: where each limit is from.
+        beside: the chip of another maker that is in a domain beside `of`; how many are of which is not stated.
+        speculative: whether it is known from announcements alone. It is then a target only for who names it.
+        claims: what its maker says of it against another target.
+        assumptions: what is taken for granted of a speculative one.
     """
 
     name: str
@@ -36,9 +41,22 @@ class Target:
     of: Target | None
     members: int
     origins: Mapping[str, Provenance]
+    beside: Target | None = None
+    speculative: bool = False
+    claims: tuple[Claim, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
     def __str__(self) -> str:
-        return self.name if self.limits.lnc is None else f"{self.name} at LNC {self.limits.lnc}"
+        lnc = "" if self.limits.lnc is None else f" at LNC {self.limits.lnc}"
+        return f"{self.name}{lnc}{' (speculative)' if self.speculative else ''}"
+
+    @property
+    def status(self) -> str:
+        """How sure it is as a whole: "speculative", or the status of most of its own figures; "unknown" without any."""
+        if self.speculative:
+            return "speculative"
+        known = [figure.status for figure in self.figures.values() if figure.value is not None and figure.status]
+        return max(known, key=lambda status: (known.count(status), STATUSES.index(status)), default="unknown")
 
     def provenance(self, field: str) -> Provenance:
         """Return where a limit is from; that of one verb, dtype or reduce op is asked for as "verbs.send"."""
@@ -54,9 +72,12 @@ class Target:
         return self._found(kind, {part.kind: count for part, count in self._parts()}, "part")
 
     def total(self, name: str) -> int | float | None:
-        """Return the sum of a figure over all parts that have it; None where it is not known or there is none."""
+        """Return the sum of a figure over all parts that have it; None where it is not known or there is none.
+
+        Of a domain with two kinds of chips the sums over chips are not known: who builds one says how many of each.
+        """
         value = self.figure(name).value
-        if value is None:
+        if value is None or (self.beside is not None and name.partition(".")[0] == "chip"):
             return None
         if isinstance(value, (bool, str, tuple)):
             raise TargetNotFoundError(f"target {self.name!r} has no total of {name!r}, which is {value!r}")

@@ -71,6 +71,9 @@ UNITS: dict[str, tuple[Callable[[object], bool], str]] = {
     "count": (_is_count, "a whole number above 0"),
     "counts": (_is_ascending, "a list of whole numbers above 0, ascending"),
     "magnitude": (_is_number, "a number above 0"),
+    "times": (_is_number, "a number above 0"),
+    "W": (_is_number, "a number above 0"),
+    "USD/h": (_is_number, "a number above 0"),
     "dtypes": (_are_dtypes, f"a list of different dtypes of {', '.join(DTYPES)}"),
     "yes or no": (lambda value: isinstance(value, bool), "true or false"),
     "shape": (
@@ -81,7 +84,7 @@ UNITS: dict[str, tuple[Callable[[object], bool], str]] = {
 }
 """For each unit whether a value is one, and what a value must be."""
 
-MEASURED = ("bytes", "bytes/s", "flop/s", "s")
+MEASURED = ("bytes", "bytes/s", "flop/s", "s", "W", "USD/h", "times")
 """The units that are said with a value; the others say what kind of value it is."""
 
 _SHAPE = r"switch|(torus|ring|line) [1-9]\d*(x[1-9]\d*)*"
@@ -93,6 +96,8 @@ _FACTORS = {
     **{prefix + "iB": ("bytes", 2**power) for prefix, power in (("K", 10), ("M", 20), ("G", 30), ("T", 40))},
     **{prefix + "FLOPS": ("flop/s", 10**power) for prefix, power in (("T", 12), ("P", 15))},
     "us": ("s", Fraction(1, 10**6)),
+    "W": ("W", 1),
+    "kW": ("W", 1000),
 }
 _FACTORS |= {f"{name}/s": ("bytes/s", factor) for name, (unit, factor) in _FACTORS.items() if unit == "bytes"}
 _FACTORS["Gbps"] = ("bytes/s", Fraction(10**9, 8))

@@ -85,6 +85,7 @@ class Emulation(Observer):
     def __init__(self, target: Target, *, compose: bool, enforce: bool, device_tensors: bool) -> None:
         self.target = target
         self._limits = target.limits
+        self._name = f"{target.name} (speculative)" if target.speculative else target.name
         self._compose = compose
         self._enforce = enforce
         self._device_tensors = device_tensors
@@ -100,7 +101,7 @@ class Emulation(Observer):
         """What the program has asked for so far."""
         asked = tuple(Asked(*what, *counts) for what, counts in sorted(self._asked.items()))
         peaks = {rank: memory.peak for rank, memory in sorted(self._memories.items())}
-        return Report(self.target.name, asked, peaks, self._limits.memory_per_rank)
+        return Report(self._name, asked, peaks, self._limits.memory_per_rank)
 
     # As an observer.
 
@@ -112,7 +113,7 @@ class Emulation(Observer):
             self._note("memory", "", REFUSED, said, asked)
             if self._enforce:
                 raise torch.OutOfMemoryError(
-                    f"rank {rank} on {self.target.name}: tried to allocate {asked / 2**30:.2f} GiB, and holds "
+                    f"rank {rank} on {self._name}: tried to allocate {asked / 2**30:.2f} GiB, and holds "
                     f"{held / 2**30:.2f} GiB, but {said}"
                 )
 
@@ -180,11 +181,11 @@ class Emulation(Observer):
     def _impossible(self, call: Called, dtype: str) -> str | None:
         """Return what nothing makes possible about a call."""
         limits = self._limits
-        if dtype and dtype not in limits.dtypes:
+        if dtype and limits.dtypes is not None and dtype not in limits.dtypes:
             return f"a tensor cannot be {dtype} ({self._source(f'dtypes.{dtype}')})"
         if dtype and limits.moved_dtypes is not None and dtype not in limits.moved_dtypes:
             return f"{dtype} is not moved from rank to rank ({self._source('moved_dtypes')})"
-        if call.verb in ("send", "recv") and call.verb not in limits.verbs:
+        if call.verb in ("send", "recv") and limits.verbs is not None and call.verb not in limits.verbs:
             return f"there are no messages between two ranks ({self._source(f'verbs.{call.verb}')})"
         # A group's collectives run on one stream, in the order in which they are called.
         on_their_way = {call.group.name, *self._streams[call.group.ranks[call.group.rank]]}
@@ -202,9 +203,9 @@ class Emulation(Observer):
         limits, verb = self._limits, call.verb
         if verb == "permute":
             verb = "send"  # what it is made of
-        if verb not in limits.verbs:
+        if limits.verbs is not None and verb not in limits.verbs:
             return f"the verb is not there ({self._source(f'verbs.{verb}')})"
-        if verb in _REDUCING:
+        if verb in _REDUCING and limits.reductions is not None:
             if call.op not in limits.reductions:
                 return f"the reduce op {call.op!r} is not there ({self._source(f'reductions.{call.op}')})"
             if dtype not in limits.reductions[call.op]:
@@ -230,7 +231,7 @@ class Emulation(Observer):
     def _refuse(self, who: str, verb: str, dtype: str, said: str, size: int, hint: str = "") -> None:
         self._note(verb, dtype, REFUSED, said, size)
         if self._enforce:
-            raise UnsupportedError(f"{self.target.name} refuses: {who}: {said}{'; ' if hint else ''}{hint}")
+            raise UnsupportedError(f"{self._name} refuses: {who}: {said}{'; ' if hint else ''}{hint}")
 
     def _note(self, verb: str, dtype: str, outcome: str, reason: str, size: int) -> None:
         what = caller(), verb, dtype, outcome, reason

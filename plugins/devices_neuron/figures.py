@@ -87,10 +87,10 @@ def capabilities_of(machine: Machine, cores: Sequence[Core], device: Device) -> 
     def dtypes(names: frozenset[str]) -> frozenset[torch.dtype]:
         return frozenset(getattr(torch, name) for name in names if hasattr(torch, name))
 
-    known = dtypes(limits.dtypes)
+    known = dtypes(limits.dtypes or frozenset())
     return Capabilities(
         dtypes=known,
-        reductions=MappingProxyType({op: dtypes(taken) & known for op, taken in limits.reductions.items()}),
+        reductions=MappingProxyType({op: dtypes(taken) & known for op, taken in (limits.reductions or {}).items()}),
         group_sizes=limits.world_sizes,
         group_size_multiple=limits.world_size_multiple,
         max_groups=limits.max_groups,

@@ -8,19 +8,39 @@ import pytest
 from devices import catalogue
 from devices.errors import DevicesError, TargetNotFoundError
 
-CHIPS = ("h100", "inferentia2", "trainium1", "trainium2", "trainium3")
-MACHINES = (
-    *("inf2.24xlarge", "inf2.48xlarge", "p5.48xlarge", "trainium3-gen1-machine", "trainium3-gen2-machine"),
-    *("trn1.32xlarge", "trn2.48xlarge"),
+CHIPS = (
+    *("a100", "a100-40gb", "b200", "b300", "cpu", "gb200", "gb300", "h100", "h200", "inferentia2", "rubin"),
+    *("trainium1", "trainium2", "trainium3", "trainium4"),
 )
-ULTRASERVERS = ("trainium2-ultraserver", "trainium3-ultraserver-gen1", "trainium3-ultraserver-gen2")
+MACHINES = (
+    *("dgx-a100", "gb200-nvl72-tray", "gb300-nvl72-tray", "hgx-b200", "hgx-b300", "hgx-h100", "hgx-h200"),
+    *("inf2.24xlarge", "inf2.48xlarge", "p4d.24xlarge", "p4de.24xlarge", "p5.48xlarge", "p5e.48xlarge"),
+    *("p5en.48xlarge", "p6-b200.48xlarge", "p6-b300.48xlarge", "p6e-gb200.36xlarge"),
+    *("trainium3-gen1-machine", "trainium3-gen2-machine", "trn1.2xlarge", "trn1.32xlarge", "trn1n.32xlarge"),
+    *("trn2.3xlarge", "trn2.48xlarge", "vera-rubin-nvl72-tray"),
+)
+ULTRASERVERS = (
+    *("gb200-nvl72", "gb300-nvl72", "p6e-gb200-ultraserver", "trainium2-ultraserver", "trainium3-ultraserver-gen1"),
+    *("trainium3-ultraserver-gen2", "vera-rubin-nvl72"),
+)
+CLUSTERS = ("project-rainier", "trainium1-ultracluster", "trainium3-ultracluster", "trainium3-ultracluster-gen1")
+DOMAINS = ("trainium4-nvlink-fusion",)
 
 
 def test_names_lists_the_targets_and_not_their_software() -> None:
-    assert catalogue.names() == tuple(sorted(CHIPS + MACHINES + ULTRASERVERS))
+    assert catalogue.names() == tuple(sorted(CHIPS + MACHINES + ULTRASERVERS + CLUSTERS + DOMAINS))
 
 
-@pytest.mark.parametrize(("kind", "listed"), [("chip", CHIPS), ("machine", MACHINES), ("ultraserver", ULTRASERVERS)])
+@pytest.mark.parametrize(
+    ("kind", "listed"),
+    [
+        ("chip", CHIPS),
+        ("machine", MACHINES),
+        ("ultraserver", ULTRASERVERS),
+        ("cluster", CLUSTERS),
+        ("domain", DOMAINS),
+    ],
+)
 def test_names_lists_those_of_a_kind(kind: str, listed: tuple[str, ...]) -> None:
     assert catalogue.names(kind) == listed
 
@@ -32,7 +52,7 @@ def test_names_of_an_unknown_kind_says_which_there_are() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "meant"),
-    [("trainium4", "trainium2"), ("trn2.48xlrage", "trn2.48xlarge"), ("trainium2-ultraservr", "trainium2-ultraserver")],
+    [("trainium5", "trainium4"), ("trn2.48xlrage", "trn2.48xlarge"), ("trainium2-ultraservr", "trainium2-ultraserver")],
 )
 def test_a_name_that_is_none_says_what_was_meant_and_what_there_is(asked: str, meant: str) -> None:
     with pytest.raises(TargetNotFoundError) as caught:

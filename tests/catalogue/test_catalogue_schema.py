@@ -122,7 +122,7 @@ DAMAGE = {
     "another kind": (
         'kind = "chip"',
         'kind = "chipp"',
-        "kind: must be one of software, chip, machine, ultraserver, not",
+        "kind: must be one of software, chip, machine, ultraserver, cluster, domain, not",
     ),
     "other software": (
         'software = "neuron"',

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,12 @@ from devices import World, catalogue
 from devices.errors import TargetNotFoundError, UnsupportedError
 
 GIB = 2**30
-TARGETS = catalogue.names()
+TARGETS = (
+    *("a100", "b200", "cpu", "h100", "inferentia2", "rubin", "trainium1", "trainium2", "trainium3", "trainium4"),
+    *("inf2.48xlarge", "p5.48xlarge", "trn1.32xlarge", "trn2.48xlarge", "gb300-nvl72", "trainium2-ultraserver"),
+    *("trainium3-ultraserver-gen2", "trainium3-ultracluster", "trainium4-nvlink-fusion"),
+)
+"""Each chip's software, and each shape of what is made of chips; the others differ in figures alone."""
 NEURON = [name for name in TARGETS if name.startswith("tr")]
 
 
@@ -30,9 +35,19 @@ def legal_ranks(limits: catalogue.Limits, wanted: int) -> int:
     return min(wanted, limits.ranks or wanted)
 
 
-def moved(limits: catalogue.Limits) -> frozenset[str]:
-    """Return the dtypes that go from rank to rank; all that there are where the catalogue does not know."""
-    return limits.dtypes if limits.moved_dtypes is None else limits.moved_dtypes
+def moved_badly(limits: catalogue.Limits) -> frozenset[str]:
+    """Return the dtypes that tensors may have and that do not go from rank to rank."""
+    return frozenset() if limits.moved_dtypes is None else (limits.dtypes or frozenset()) - limits.moved_dtypes
+
+
+def lacks(listed: Container[str] | None, one: str) -> bool:
+    """Return whether it is known what there is, and `one` is not of it."""
+    return listed is not None and one not in listed
+
+
+def reduced_badly(limits: catalogue.Limits) -> frozenset[str]:
+    """Return the dtypes that tensors may have and that are not summed."""
+    return frozenset() if limits.reductions is None else (limits.dtypes or frozenset()) - limits.reductions["sum"]
 
 
 @dataclass(frozen=True)
@@ -86,27 +101,27 @@ LIMITS = [
     Limit("a group that is not symmetric", lambda limits: limits.symmetric_groups, _asymmetric, "not symmetric", 128),
     Limit("17 groups", lambda limits: limits.max_groups in (12, 16), _many_groups, "groups at once"),
     Limit("5 streams", lambda limits: limits.max_streams == 4, _many_streams, "run on 4 streams at once"),
-    Limit("float64", lambda limits: "float64" not in limits.dtypes,
+    Limit("float64", lambda limits: lacks(limits.dtypes, "float64"),
           lambda world: devices.all_gather(torch.ones(2, dtype=torch.float64)), "cannot be float64"),
-    Limit("complex64", lambda limits: "complex64" not in limits.dtypes,
+    Limit("complex64", lambda limits: lacks(limits.dtypes, "complex64"),
           lambda world: devices.broadcast(torch.ones(2, dtype=torch.complex64)), "cannot be complex64"),
-    Limit("float8_e4m3fn", lambda limits: "float8_e4m3fn" not in limits.dtypes,
+    Limit("float8_e4m3fn", lambda limits: lacks(limits.dtypes, "float8_e4m3fn"),
           lambda world: devices.all_gather(torch.ones(2).to(torch.float8_e4m3fn)), "cannot be float8_e4m3fn"),
-    *[Limit(f"the reduce op {op}", lambda limits, op=op: op not in limits.reductions,
+    *[Limit(f"the reduce op {op}", lambda limits, op=op: lacks(limits.reductions, op),
             lambda world, op=op: devices.all_reduce(torch.ones(2), op=op), f"reduce op '{op}' is not there")
       for op in ("avg", "prod")],
-    *[Limit(f"the reduce op {op}", lambda limits, op=op: op not in limits.reductions,
+    *[Limit(f"the reduce op {op}", lambda limits, op=op: lacks(limits.reductions, op),
             lambda world, op=op: devices.all_reduce(torch.ones(2, dtype=torch.uint8), op=op),
             f"reduce op '{op}' is not there") for op in ("band", "bor", "bxor")],
-    *[Limit(f"sums of {dtype}", lambda limits, dtype=dtype: dtype in limits.dtypes - limits.reductions["sum"],
+    *[Limit(f"sums of {dtype}", lambda limits, dtype=dtype: dtype in reduced_badly(limits),
             lambda world, dtype=dtype: devices.all_reduce(torch.ones(2, dtype=getattr(torch, dtype))),
             dtype) for dtype in ("int32", "int64", "uint32", "bool", "int16")],
-    *[Limit(f"{dtype} from rank to rank", lambda limits, dtype=dtype: dtype in limits.dtypes - moved(limits),
+    *[Limit(f"{dtype} from rank to rank", lambda limits, dtype=dtype: dtype in moved_badly(limits),
             lambda world, dtype=dtype: devices.broadcast(torch.ones(2, dtype=getattr(torch, dtype))),
             f"{dtype} is not moved") for dtype in ("int16", "uint32")],
-    *[Limit(f"torch's {verb}", lambda limits, verb=verb: verb not in limits.verbs, _message,
+    *[Limit(f"torch's {verb}", lambda limits, verb=verb: lacks(limits.verbs, verb), _message,
             "no messages between two ranks") for verb in ("send", "recv")],
-    Limit("permute", lambda limits: "send" not in limits.verbs,
+    Limit("permute", lambda limits: lacks(limits.verbs, "send"),
           lambda world: devices.permute(torch.ones(2), pairs=[(0, 1)]), "verb is not there"),
     Limit("uneven all_gather", lambda limits: limits.uneven_splits is False,
           lambda world: devices.all_gather(torch.ones(world.rank), sizes=[0, 1]), "unequal size"),
@@ -120,7 +135,7 @@ LIMITS = [
           lambda world: devices.barrier(group) if (group := dist.new_group([0, 1])) and world.rank < 2 else None,
           "no barrier", 4),
     Limit("more memory than there is", lambda limits: limits.memory_per_rank,
-          lambda world: torch.empty(81 * 10**9, dtype=torch.uint8), "tried to allocate",
+          lambda world: torch.empty(310 * 10**9, dtype=torch.uint8), "tried to allocate",
           error=torch.OutOfMemoryError),
 ]  # fmt: skip
 
