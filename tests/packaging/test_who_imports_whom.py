@@ -57,12 +57,9 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("_terminal",),
     (
         "testing",
-<<<<<<< HEAD
         "_calibrate",
-=======
         "_catalogue_command",
         "_catalogue_view",
->>>>>>> cf946e1 (The catalogue's chips, machines, racks and clusters; Trainium4 as a plugin's speculative targets; devices catalogue)
         "_doctor",
         "_doctor_view",
         "_env",
