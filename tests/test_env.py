@@ -179,6 +179,7 @@ def test_an_interface_that_is_not_there_is_a_contradiction() -> None:
 # What `devices doctor` says of contradictions.
 
 
+@pytest.mark.slow
 def test_doctor_lists_contradictions_of_present_and_absent_backends_by_the_backends_name(site: Site) -> None:
     says = "\nThrowaway.contradictions = lambda self: ['TOY=1 and TOY_MODE=2 cannot both be']"
     gone = "\nThrowaway.name = 'gone'\nThrowaway.probe = lambda self: Probe(False, 'left the bus')"

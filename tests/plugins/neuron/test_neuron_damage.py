@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -351,6 +350,17 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[Path], object
     assert_right_or_a_reason(found)
 
 
+def test_a_number_of_cores_that_no_two_sources_agree_on_is_not_known(tmp_path: Path) -> None:
+    lay_out(NAME, tmp_path)
+    take_neuron_ls(tmp_path)
+    write(chip_folder(tmp_path, 5) / "core_count", "6")
+    remove(chip_folder(tmp_path, 5) / "neuron_core7")
+    found = discover(tmp_path)
+    assert isinstance(found, Absent)
+    assert found.reason.startswith("how many cores neuron5 has is not known: ")
+    assert "`core_count` says 6, the number of its folders says 7" in found.reason
+
+
 def test_neighbours_that_do_not_agree_with_each_other_make_no_topology(tmp_path: Path) -> None:
     lay_out(NAME, tmp_path)
     take_neuron_ls(tmp_path)
@@ -374,41 +384,8 @@ def test_neighbours_that_agree_with_each_other_and_are_not_the_documents_make_no
     assert any("it is not the torus 4x4 of the documents" in fault for fault in found.faults)
 
 
-@pytest.fixture
-def unprivileged() -> Iterator[None]:
-    """Be a user who is not root for a while."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture
-def readable_folder() -> Iterator[Path]:
-    """Return a folder that every user may look into, unlike pytest's own."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        yield lay_out(NAME, Path(folder))
-
-
-@pytest.fixture
-def as_of_old(readable_folder: Path) -> Path:
-    """Return a machine whose driver lets root alone read which chips are joined, and nobody else open a chip."""
-    take_neuron_ls(readable_folder)
-    for chip in range(16):
-        for name in ("connected_devices", "core_count"):
-            (chip_folder(readable_folder, chip) / name).chmod(0o400 if os.geteuid() == 0 else 0)
-        (readable_folder / f"dev/neuron{chip}").chmod(0o600 if os.geteuid() == 0 else 0)
-    return readable_folder
-
-
-@pytest.mark.usefixtures("unprivileged")
-def test_a_user_who_is_not_root_gets_the_machine_and_a_reason_for_what_is_missing(as_of_old: Path) -> None:
-    found = discover(as_of_old)
+def test_a_user_who_is_not_root_gets_the_machine_and_a_reason_for_what_is_missing(as_a_user: Path) -> None:
+    found = discover(as_a_user)
     said = assert_right_or_a_reason(found)
     assert "this user may not read" in said
     assert "is taken from the documents" in said
@@ -416,9 +393,8 @@ def test_a_user_who_is_not_root_gets_the_machine_and_a_reason_for_what_is_missin
     assert not any(chip.is_open for chip in found.chips if isinstance(found, Machine))  # type: ignore[union-attr]
 
 
-@pytest.mark.usefixtures("unprivileged")
-def test_devices_that_a_user_may_not_open_are_absent_with_that_reason(as_of_old: Path) -> None:
-    probe = NeuronBackend(as_of_old, {}, FITTING).probe()
+def test_devices_that_a_user_may_not_open_are_absent_with_that_reason(as_a_user: Path) -> None:
+    probe = NeuronBackend(as_a_user, {}, FITTING).probe()
     assert not probe.present
     assert "this user may not open /dev/neuron0; let it read and write there" in probe.reason
 
