@@ -23,6 +23,9 @@ from devices.topology.graph import Topology
 VERBS = ("all_gather", "reduce_scatter", "broadcast", "reduce", "all_reduce", "all_to_all")
 """The verbs that have bounds."""
 
+SPECULATIVE = ("announced", "assumed")
+"""The statuses of figures that make an answer a speculative one."""
+
 
 @final
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Bound:
         """The bandwidth that no schedule exceeds, by the size of the data (`algbw` where NCCL's tests print it)."""
         return float("inf") if self.seconds_per_byte == 0 else float(1 / self.seconds_per_byte)
 
+    @property
+    def is_speculative(self) -> bool:
+        """Whether it rests on a figure that is announced for what is not out yet, or assumed."""
+        return any(link.status in SPECULATIVE for link in self.topology.links)
+
     def seconds(self, size: int) -> float:
         """Return the least time for so many bytes."""
         return float(self.seconds_per_byte * size)
@@ -78,7 +86,7 @@ class Bound:
         what = f"{len(self.sides)} sets of nodes" if several else f"{sum(map(len, self.sides))} nodes"
         return (
             f"{self.verb}: at most {self.bytes_per_second:.6g} bytes/s: for each byte {self.demand} must leave {what}, "
-            f"and {float(self.capacity):.6g} bytes/s can"
+            f"and {float(self.capacity):.6g} bytes/s can{' (speculative)' if self.is_speculative else ''}"
         )
 
 

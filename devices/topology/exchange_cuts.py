@@ -15,7 +15,10 @@ FEW = 9
 """Up to so many devices every cut is tried."""
 
 MANY = 1024
-"""Up to so many nodes the graph's slowest vibrations, which swing across its bottlenecks, are computed."""
+"""Up to so many nodes the graph's slowest vibrations, which swing across its bottlenecks, are looked for."""
+
+LINES, ROUNDS = 3, 40
+"""So many of them, and for how long."""
 
 
 def worst_for_exchange(capacities: Capacities) -> list[list[int]]:
@@ -77,12 +80,24 @@ def _lines(capacities: Capacities, ends: Any, rates: Any, is_endpoint: Any) -> I
     yield numbered
     yield _distances(capacities, capacities.endpoints[0])
     if size <= MANY:
-        matrix = np.zeros((size, size))
-        np.add.at(matrix, (ends[:, 0], ends[:, 1]), rates / rates.max())
-        matrix += matrix.T
-        _, vectors = np.linalg.eigh(np.diag(matrix.sum(axis=1)) - matrix)
-        for number in range(1, min(size, 5)):
-            yield vectors[:, number]
+        yield from _vibrations(ends, rates, size)
+
+
+def _vibrations(ends: Any, rates: Any, size: int) -> list[Line]:
+    """Return about the slowest vibrations of the graph, links being springs, by letting all faster ones die down."""
+    degrees = np.bincount(ends[:, 0], rates, size) + np.bincount(ends[:, 1], rates, size)
+    calm = 0.5 / degrees.max()
+    lines = list(np.random.default_rng(0).standard_normal((LINES, size)))
+    for _ in range(ROUNDS):
+        for place, line in enumerate(lines):
+            pull = np.bincount(ends[:, 1], rates * line[ends[:, 0]], size)
+            pull += np.bincount(ends[:, 0], rates * line[ends[:, 1]], size)
+            line = line - calm * (degrees * line - pull)
+            line -= line.mean()
+            for other in lines[:place]:
+                line -= (line * other).sum() * other
+            lines[place] = line / max(float(np.sqrt((line * line).sum())), 1e-300)
+    return lines
 
 
 def _with_switches(line: Line, ends: Any, rates: Any, is_endpoint: Any) -> Line:

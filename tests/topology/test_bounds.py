@@ -166,6 +166,15 @@ def test_a_bound_says_what_it_is_in_words() -> None:
     assert found.seconds(346_666_666_667) == pytest.approx(1)
 
 
+def test_a_bound_that_rests_on_what_is_announced_says_so() -> None:
+    names = ("trainium4:0", "trainium4:1")
+    for status, is_speculative in {"announced": True, "assumed": True, "documented": False, "": False}.items():
+        pair = Topology(list(map(Node, names)), both(Link(*names, "nvlink", 1.8e12, status=status)))
+        found = bound(pair, "all_reduce")
+        assert found.is_speculative is is_speculative
+        assert ("speculative" in str(found)) is is_speculative
+
+
 @pytest.mark.parametrize(
     ("ask", "said"),
     [
