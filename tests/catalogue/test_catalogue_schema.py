@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from catalogue_copies import copy_of, replace
 
+import devices_trainium4
 from devices.catalogue import Catalogue
 from devices.errors import CatalogueError
 
@@ -273,3 +275,76 @@ def test_two_folders_state_nothing_twice(tmp_path: Path, name: str) -> None:
     (more / name).write_text('nkipy = "another"\n', encoding="utf-8")
     with pytest.raises(CatalogueError, match="of that name"):
         Catalogue(folder, more)
+
+
+ENERGY = '[[claims]]\nof = "energy_efficiency"\nthan = "trainium2"\nvalue = 1.4\n'
+CLAIMS = {
+    "of what is no figure": ('"energy_efficiency"', '"energy_eficiency"', "[claims] of: no figure 'energy_eficiency'; did you mean"),
+    "than what is no target": ('than = "trainium2"', 'than = "trainium5"', "than: no target named 'trainium5'; did"),
+    "than nothing": ('than = "trainium2"\n', "", "[claims] than: must be a text, not None"),
+    "no number": ("value = 1.4\n", "", "[claims] value: is missing: a claim says how many times"),
+    "no times": ("value = 1.4\n", "value = -1.4\n", "[claims, energy_efficiency] value: in times must be a number"),
+    "twice": (ENERGY, ENERGY + 'unit = "times"\nsource = "nccl"\ndate = "2026"\nstatus = "announced"\n' + ENERGY,
+              "[claims] 'energy_efficiency than trainium2' is stated twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CLAIMS)
+def test_a_damaged_claim_is_an_error(tmp_path: Path, case: str) -> None:
+    folder = copy_of(tmp_path)
+    old, new, message = CLAIMS[case]
+    replace(folder / "trainium3.toml", old, new)
+    with pytest.raises(CatalogueError) as caught:
+        Catalogue(folder).load("trainium3")
+    assert str(caught.value).startswith("trainium3.toml: ")
+    assert message in str(caught.value)
+
+
+TRAINIUM4 = Path(devices_trainium4.__file__).parent / "targets"
+DOMAIN = "trainium4-nvlink-fusion.toml"
+SPECULATIVE = {
+    "made of what is speculative, and not said so": (DOMAIN, "speculative = true\n", "", "assumptions"),
+    "no true or false": (DOMAIN, "speculative = true", 'speculative = "yes"', "speculative: must be true or false"),
+    "assumed what is no choice": (DOMAIN, 'assumed = "one"', 'assumed = "three"', "'three' is not one of choices, on"),
+    "one choice": (DOMAIN, 'choices = ["one", "two"]', 'choices = ["one"]', "choices: must be two or more"),
+    "choices as a text": (DOMAIN, 'choices = ["one", "two"]', 'choices = "one"', "choices: must be a list of texts"),
+    "an assumption without a ground": (DOMAIN, "because = ", "reason = ", "[assumptions] reason: no such key"),
+    "an assumption twice": (DOMAIN, 'name = "atomics"', 'name = "coherence"', "'coherence' is stated twice"),
+    "beside a machine": (DOMAIN, 'beside = "rubin"', 'beside = "p5.48xlarge"', "is a machine and must be a chip"),
+    "beside nothing": (DOMAIN, 'beside = "rubin"\n', "", "beside: is missing"),
+}
+
+
+@pytest.mark.parametrize("case", SPECULATIVE)
+def test_a_damaged_speculative_entry_is_an_error(tmp_path: Path, case: str) -> None:
+    more = tmp_path / "more"
+    shutil.copytree(TRAINIUM4, more)
+    file, old, new, message = SPECULATIVE[case]
+    replace(more / file, old, new)
+    with pytest.raises(CatalogueError) as caught:
+        Catalogue(copy_of(tmp_path), more).load("trainium4-nvlink-fusion")
+    assert str(caught.value).startswith(f"{file}: ")
+    assert message in str(caught.value)
+
+
+def test_what_is_made_of_a_speculative_chip_is_speculative(tmp_path: Path) -> None:
+    folder, more = copy_of(tmp_path), tmp_path / "more"
+    shutil.copytree(TRAINIUM4, more)
+    replace(folder / "p5.48xlarge.toml", 'of = "h100"', 'of = "trainium4"')
+    with pytest.raises(CatalogueError, match=r"'trainium4' is speculative, and so must be what is made of it"):
+        Catalogue(folder, more).load("p5.48xlarge")
+
+
+def test_more_chips_than_a_cluster_has_room_for_are_a_contradiction(tmp_path: Path) -> None:
+    folder = copy_of(tmp_path)
+    replace(folder / "trainium3-ultracluster.toml", "value = 6944", "value = 6945")
+    with pytest.raises(CatalogueError, match=r"6945 contradicts chips: that is 1000080 chips, and 1000000 is the most"):
+        Catalogue(folder).load("trainium3-ultracluster")
+
+
+def test_a_file_of_before_there_was_a_figure_may_leave_it_out(tmp_path: Path) -> None:
+    folder = copy_of(tmp_path)
+    text = (folder / "p5.48xlarge.toml").read_text(encoding="utf-8")
+    (folder / "p5.48xlarge.toml").write_text(text[: text.index("[figures.network]")], encoding="utf-8")
+    network = Catalogue(folder).load("p5.48xlarge").figure("network")
+    assert (network.value, network.absent, network.reason) == (None, "unknown", "its file leaves it out")
