@@ -55,10 +55,20 @@ LARGE: dict[str, Callable[[], Topology]] = {
 MANY: dict[str, Callable[[], Topology]] = {
     "torus 8x8x8": lambda: torus((8, 8, 8), 50e9),
     "64 machines on rails": lambda: rails(64, 8, 450e9, 50e9),
+    "256 H100 + 256 Trn": lambda: networked(
+        [switch(256, 450e9, device="cuda"), torus((16, 16), 64e9, device="neuron")], [50e9, 25e9]
+    ),
     "torus 8x8x16": lambda: torus((8, 8, 16), 50e9),
 }
 VERBS = ("all_gather", "reduce_scatter", "all_reduce", "broadcast", "all_to_all")
-SECONDS = {"2 x DGX A100": 0.5, "torus 4x4x4": 5.0, "8 H100 + 8 Trn": 0.5, "torus 8x8x8": 5.0, "torus 8x8x16": 20.0}
+SECONDS = {
+    "2 x DGX A100": 0.5,
+    "torus 4x4x4": 5.0,
+    "8 H100 + 8 Trn": 0.5,
+    "torus 8x8x8": 5.0,
+    "256 H100 + 256 Trn": 5.0,
+    "torus 8x8x16": 20.0,
+}
 RATIOS = {"2 x DGX A100": 1.0, "torus 4x4x4": 1.0, "8 H100 + 8 Trn": 1.0, "Fusion switch, 8 + 8": 0.99}
 BOUND_SMALL, BOUND_LARGE, RATIO_MANY = 0.050, 15.0, 0.995
 
