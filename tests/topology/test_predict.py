@@ -38,7 +38,7 @@ def test_a_gpu_without_nvls_has_rings_and_trees_only() -> None:
     assert found <= {"ring", "tree"}
 
 
-def test_a_network_that_is_five_times_as_slow_as_ncclS_makes_each_step_over_it_so() -> None:
+def test_each_step_over_a_network_that_is_five_times_as_slow_takes_five_times_as_long() -> None:
     near, far = (
         predict("broadcast", SMALL, replace(HGX_H200, network_latency=2.8e-6 * times), 16).latency for times in (1, 5)
     )
