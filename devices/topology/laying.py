@@ -180,12 +180,12 @@ def _structured(topology: Topology, sizes: Sequence[int]) -> Iterator[tuple[int,
     """
     count = math.prod(sizes)
     yield tuple(range(count))
-    radices, ranks = digits(topology)
+    radices, of_axes, ranks = digits(topology)
     seen = set()
     everything = tuple(range(len(radices)))
     for in_order in (True, False):
         for given in _assignments(radices, everything, sizes, in_order):
-            order = _order(radices, ranks, given)
+            order = _order(radices, of_axes, ranks, given)
             if order not in seen:
                 seen.add(order)
                 yield order
@@ -217,17 +217,27 @@ def _chosen(radices: Sequence[int], free: tuple[int, ...], length: int, in_order
                 yield (*rest, place)
 
 
-def _order(radices: Sequence[int], ranks: Sequence[int], given: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Return the order in which each axis runs through its digits to and fro, so that neighbours differ in one."""
-    strides = [math.prod(radices[place + 1 :]) for place in range(len(radices))]
-    walks = [
-        [
-            sum(strides[place] * at for place, at in zip(axis, step, strict=True))
-            for step in _to_and_fro([radices[place] for place in axis])
-        ]
-        for axis in given
-    ]
+def _order(
+    radices: Sequence[int], of_axes: Sequence[int], ranks: Sequence[int], given: Sequence[Sequence[int]]
+) -> tuple[int, ...]:
+    """Return the order in which each axis of the mesh runs to and fro through what it has of the topology's axes."""
+    walks = [_walk(radices, of_axes, places) for places in given]
     return tuple(ranks[sum(steps)] for steps in itertools.product(*walks))
+
+
+def _walk(radices: Sequence[int], of_axes: Sequence[int], places: Sequence[int]) -> list[int]:
+    """Return what the steps of one axis add to a place; digits that follow each other on an axis count as one."""
+    strides = [math.prod(radices[place + 1 :]) for place in range(len(radices))]
+    runs: list[tuple[int, int]] = []
+    before = None
+    for place in places:
+        if before is not None and place == before + 1 and of_axes[place] == of_axes[before]:
+            runs[-1] = runs[-1][0] * radices[place], strides[place]
+        else:
+            runs.append((radices[place], strides[place]))
+        before = place
+    steps = _to_and_fro([length for length, _ in runs])
+    return [sum(at * stride for at, (_, stride) in zip(step, runs, strict=True)) for step in steps]
 
 
 def _to_and_fro(radices: Sequence[int]) -> list[tuple[int, ...]]:

@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 from devices.topology.graph import Topology
 
 
-def digits(topology: Topology) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return prime radices, the first the farthest, and the ranks of devices in the order of such digits.
+def digits(topology: Topology) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return prime radices, the first the farthest; the axis that each is of; and the ranks in the order of the digits.
 
     A torus or a grid has its axes, one after the other. Otherwise devices that the fastest links join are together,
-    and so are such domains that the next fastest join.
+    and so are such domains that the next fastest join: they are on one axis.
     """
     shape = torus_shape(topology)
-    if shape is not None:
-        return tuple(prime for length in shape for prime in primes(length)), tuple(range(math.prod(shape)))
-    ranks = _by_nearness(topology)
-    return tuple(reversed(primes(len(ranks)))), ranks
+    ranks = _by_nearness(topology) if shape is None else tuple(range(math.prod(shape)))
+    lengths = (len(ranks),) if shape is None else shape
+    of_axes = [(prime, axis) for axis, length in enumerate(lengths) for prime in reversed(primes(length))]
+    return tuple(prime for prime, _ in of_axes), tuple(axis for _, axis in of_axes), ranks
 
 
 def torus_shape(topology: Topology) -> tuple[int, ...] | None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 import pytest
@@ -127,6 +127,33 @@ def test_that_no_order_is_faster_is_proven_by_a_bound_where_one_is_reached(
     found = layout(topology, axes)
     assert found.proven
     assert found.seconds == pytest.approx(found.bound)
+
+
+def whole_axes(shape: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the orders in which mesh axes have whole axes of a torus: JAX's create_device_mesh chooses one of those."""
+    for axes in itertools.permutations(range(len(shape))):
+        lengths = [shape[axis] for axis in axes]
+        for cuts in itertools.combinations_with_replacement(range(len(shape) + 1), len(sizes) - 1):
+            ends = [0, *cuts, len(shape)]
+            if [math.prod(lengths[one:other]) for one, other in itertools.pairwise(ends)] == list(sizes):
+                strides = [math.prod(shape[axis + 1 :]) for axis in axes]
+                steps = itertools.product(*(range(length) for length in lengths))
+                yield [sum(at * stride for at, stride in zip(step, strides, strict=True)) for step in steps]
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (4, 4), (2, 2, 4)], ids=str)
+def test_giving_each_axis_whole_axes_of_a_torus_is_never_faster(shape: tuple[int, ...]) -> None:
+    topology, count = torus(shape, 5), math.prod(shape)
+    meshes = [sizes for sizes in itertools.product(range(1, count + 1), repeat=3) if math.prod(sizes) == count]
+    could = 0
+    for sizes in meshes:
+        axes = {f"a{place}": size for place, size in enumerate(sizes)}
+        found = layout(topology, axes)
+        assert sorted(found.order) == list(range(count))
+        for order in whole_axes(shape, sizes):
+            could += 1
+            assert found.seconds <= sum(layout_seconds(topology, axes, order).values()) * (1 + 1e-9)
+    assert could
 
 
 @pytest.mark.parametrize(
