@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from devices.topology.laying import Layout, layout, layout_seconds
     from devices.topology.machine import Machine
     from devices.topology.model import Model
+    from devices.topology.nesting import Nesting, nest
     from devices.topology.planning import Choice, Choices, choices
     from devices.topology.replaying import Replayed, replay
     from devices.topology.serving import Service, serving
@@ -45,6 +46,7 @@ _LAZY = {
     **dict.fromkeys(("Split", "shares"), "devices.topology.unequal"),
     "Machine": "devices.topology.machine",
     "Model": "devices.topology.model",
+    **dict.fromkeys(("Nesting", "nest"), "devices.topology.nesting"),
     **dict.fromkeys(("Layout", "layout", "layout_seconds"), "devices.topology.laying"),
     **dict.fromkeys(("Choice", "Choices", "choices"), "devices.topology.planning"),
     **dict.fromkeys(("Service", "serving"), "devices.topology.serving"),
@@ -62,6 +64,7 @@ __all__ = [
     "Link",
     "Machine",
     "Model",
+    "Nesting",
     "Node",
     "Plan",
     "Replayed",
@@ -77,6 +80,7 @@ __all__ = [
     "layout",
     "layout_seconds",
     "machines",
+    "nest",
     "networked",
     "of_target",
     "predict",
