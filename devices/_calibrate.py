@@ -48,7 +48,9 @@ def measure(world: World, seconds: float = 10.0, sizes: Sequence[int] = SIZES) -
     turns = 3
     share = seconds / (len(VERBS) * len(sizes) * turns)
     found: Curves = {verb: [] for verb in VERBS}
-    calls = {(verb, size): _call(verb, size, world) for verb in VERBS for size in sizes}
+    most = max(sizes) // 4 + world.size
+    buffers = torch.zeros(most), torch.zeros(most)
+    calls = {(verb, size): _call(verb, size, world, *buffers) for verb in VERBS for size in sizes}
     times: dict[tuple[str, int], list[float]] = {each: [] for each in calls}
     numbers = {each: _number(call, share, world) for each, call in calls.items()}
     gc.collect()
@@ -56,7 +58,7 @@ def measure(world: World, seconds: float = 10.0, sizes: Sequence[int] = SIZES) -
     try:
         for _ in range(turns):
             for each, call in calls.items():
-                times[each] += _times(call, numbers[each], warm_up=2)
+                times[each] += _times(call, numbers[each], warm_up=1)
     finally:
         gc.enable()
     for (verb, size), mine in times.items():
@@ -65,12 +67,12 @@ def measure(world: World, seconds: float = 10.0, sizes: Sequence[int] = SIZES) -
     return found
 
 
-def _call(verb: str, size: int, world: World) -> Callable[[], object]:
+def _call(verb: str, size: int, world: World, one: torch.Tensor, other: torch.Tensor) -> Callable[[], object]:
     """Return the call of a verb whose larger side has that many bytes on each rank, in float32."""
     count = max(1, size // 4 // world.size) * world.size
     part = count // world.size
-    given = torch.zeros(part if verb == "all_gather" else count)
-    gotten = torch.zeros(part if verb == "reduce_scatter" else count)
+    given = one[: part if verb == "all_gather" else count]
+    gotten = other[: part if verb == "reduce_scatter" else count]
     pairs = [(rank, (rank + 1) % world.size) for rank in range(world.size)]
     calls: dict[str, Callable[[], object]] = {
         "all_reduce": lambda: _collectives.all_reduce(given, out=given),
@@ -84,9 +86,9 @@ def _call(verb: str, size: int, world: World) -> Callable[[], object]:
 
 
 def _number(call: Callable[[], object], share: float, world: World) -> int:
-    """Return how many calls fit into a share of the time, the same on all ranks."""
+    """Return how many calls fit into a share of the time beside one that warms up, the same on all ranks."""
     tried = statistics.median(_times(call, 2, warm_up=1))
-    mine = torch.tensor([max(1.0, min(300.0, share / max(tried, 1e-6)))])
+    mine = torch.tensor([max(1.0, min(300.0, share / max(tried, 1e-6) - 1))])
     return int(_collectives.all_reduce(mine, op="min").item())
 
 
