@@ -6,6 +6,8 @@ Run `python benchmarks/predict.py`; it takes about half a minute.
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import statistics
 import sys
 from pathlib import Path
@@ -16,29 +18,40 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "topology"))
 
 from published_tables import MACHINES, rows
 
-from devices._calibrate import calibrate, measure
+from devices._calibrate import SIZES, Curves, calibrate, measure
 from devices.testing import run_processes
-from devices.topology import predict
+from devices.topology import Calibration, predict
+from devices.topology.calibration import knot_of
 
 BETWEEN = (2_000, 40_000, 100_000, 600_000, 2_000_000, 10_000_000, 40_000_000)
 """Sizes that the calibration does not measure."""
 
 
-def measured(world: object, seconds: float) -> dict[str, list[tuple[int, float]]]:
-    """Return what calls took the slowest rank, the median of each verb and size."""
+def measured(world: object, seconds: float) -> tuple[str, Curves]:
+    """Return what calls took the slowest rank, at the sizes of a calibration and at those between, in turns."""
     torch.set_num_threads(1)
-    found = measure(world, seconds, BETWEEN)  # type: ignore[arg-type]
-    return {verb: [(size, statistics.median(times)) for size, times in curve] for verb, curve in found.items()}
+    sizes = sorted((*SIZES, *BETWEEN))
+    return "cpu", measure(world, seconds * len(sizes) / len(SIZES), sizes)  # type: ignore[arg-type]
 
 
-def here(ranks: int, seconds: float) -> None:
-    calibration = calibrate(ranks, seconds)
-    found = run_processes(measured, ranks, seconds, timeout=300, backend="cpu")[0]
-    print(f"\n{ranks} ranks on this host: calibrated for {seconds:g} s, then measured at other sizes\n")
+def here(ranks: int, seconds: float, apart: bool) -> None:
+    if apart:
+        calibration = calibrate(ranks, seconds)
+    [(_, curves), *_] = run_processes(measured, ranks, seconds, timeout=300, backend="cpu")
+    if not apart:
+        knots = {
+            verb: [knot_of(size, times) for size, times in curve if size in SIZES] for verb, curve in curves.items()
+        }
+        calibration = Calibration(platform.node(), os.cpu_count() or 1, "now", "cpu", {ranks: knots})
+    when = "before" if apart else "in the same turns"
+    print(f"\n{ranks} ranks on this host: calibrated for {seconds:g} s {when}, and measured at other sizes\n")
     print("| verb | bytes | measured us | predicted us (low to high) | error |\n|---|---|---|---|---|")
     errors = []
-    for verb, curve in found.items():
-        for size, took in curve:
+    for verb, curve in curves.items():
+        for size, times in curve:
+            if size in SIZES:
+                continue
+            took = statistics.median(times)
             expected = predict(verb, size, calibration, ranks).seconds
             errors.append(abs(expected.expected / took - 1))
             inside = f"{expected.expected * 1e6:.4g} ({expected.low * 1e6:.4g} to {expected.high * 1e6:.4g})"
@@ -61,10 +74,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ranks", default="2")
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--apart", action="store_true", help="calibrate before, as a user does; needs a quiet machine")
     options = parser.parse_args()
     published()
     for ranks in options.ranks.split(","):
-        here(int(ranks), options.seconds)
+        here(int(ranks), options.seconds, options.apart)
 
 
 if __name__ == "__main__":
