@@ -115,3 +115,19 @@ def test_what_cannot_be_asked_is_refused() -> None:
         predict("all_reduce", 8, HGX_H200, 0)
     with pytest.raises(ArgumentError, match="not 5"):
         predict("all_reduce", 8, 5)  # type: ignore[arg-type]
+
+
+def test_a_target_of_the_catalogue_that_is_announced_marks_the_answer() -> None:
+    assert predict("all_reduce", 1 << 20, "vera-rubin-nvl72").speculative
+    assert not predict("all_reduce", 1 << 20, "gb200-nvl72").speculative
+
+
+def test_a_cluster_is_its_domains_on_their_network() -> None:
+    whole = predict("all_reduce", 1 << 20, "trainium3-ultracluster")
+    assert whole.seconds == predict("all_reduce", 1 << 20, "trainium3-ultraserver-gen2", 999_936 * 4).seconds
+
+
+def test_efa_is_as_slow_everywhere_as_it_was_measured_to_be_and_the_answer_says_so() -> None:
+    found = predict("broadcast", SMALL, "p5en.48xlarge", 16)
+    assert found.latency == pytest.approx(predict("broadcast", SMALL, "p5.48xlarge", 16).latency)
+    assert any("nic_latency of p5en.48xlarge is that of EFA" in doubt for doubt in found.doubts)

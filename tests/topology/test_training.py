@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from devices.catalogue import load
 from devices.errors import ArgumentError, TargetNotFoundError
 from devices.topology import Model, predict, serving, training_step
 
@@ -170,3 +171,12 @@ def test_a_chip_that_does_not_compute_in_a_dtype_is_an_error_that_names_the_figu
     model = Model(parameters=1e9, layers=2, hidden=1024, heads=16, sequence=1024, dtype="float4")
     with pytest.raises(TopologyError, match="h100: figure fp4 is not known"):
         training_step(model, "p5.48xlarge", {}, batch=1)
+
+
+def test_the_price_of_a_machine_is_that_of_its_chips() -> None:
+    hour = load("p5.48xlarge").figure("price").value
+    assert isinstance(hour, float)
+    found = training_step(SMALL, "p5.48xlarge", {"dp": 4}, batch=8)
+    assert found.price is not None
+    # Half a machine for the seconds of a step of 8 x 2048 tokens.
+    assert found.price.expected == pytest.approx(found.seconds.expected * hour / 2 / 3600 / (8 * 2048 / 1e6))
