@@ -279,7 +279,9 @@ def test_two_folders_state_nothing_twice(tmp_path: Path, name: str) -> None:
 
 ENERGY = '[[claims]]\nof = "energy_efficiency"\nthan = "trainium2"\nvalue = 1.4\n'
 CLAIMS = {
-    "of what is no figure": ('"energy_efficiency"', '"energy_eficiency"', "[claims] of: no figure 'energy_eficiency'; did"),
+    "of what is no figure": (
+        '"energy_efficiency"', '"energy_eficiency"', "[claims] of: no figure 'energy_eficiency'; did you mean"
+    ),
     "than what is no target": ('than = "trainium2"', 'than = "trainium5"', "than: no target named 'trainium5'; did"),
     "than nothing": ('than = "trainium2"\n', "", "[claims] than: must be a text, not None"),
     "no number": ("value = 1.4\n", "", "[claims] value: is missing: a claim says how many times"),
