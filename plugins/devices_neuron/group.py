@@ -81,25 +81,30 @@ def open_group(group: Group) -> Communicator:
         WorldError: the runtime was started before, two ranks have one core, or their variables contradict each other.
         UnsupportedError: the hardware has no such group.
     """
+    import torch.distributed as dist
+
     from devices_neuron.communicator import NeuronCommunicator
 
     load()
     if not _places:
-        _start_world(group)
+        places = _agreed(group)
+        mine = places[group.ranks[group.rank]]
+        os.environ.setdefault("NEURON_RT_VISIBLE_CORES", str(mine.core))
         communicator = NeuronCommunicator.open(group, has_all_to_all=True)
         _check_index(group)
+        _places.update(places)
         return communicator
-    if strangers := [rank for rank in group.ranks if rank not in _places]:
+    if not dist.is_initialized() and set(group.ranks) != set(_places):
         raise WorldError(
-            f"{group}: ranks {_listed(strangers)} are not of the world of {len(_places)} that the Neuron runtime was "
-            "started for; it has one world as long as the process lives"
+            f"{group}: a world of {group.size} cannot open after one of {len(_places)}, that the Neuron runtime was "
+            "started for; it has one as long as the process lives, so start the ranks anew"
         )
     _check_symmetric(group)
     return NeuronCommunicator.open(group, has_all_to_all=_is_aligned(group.ranks, len(_places)))
 
 
-def _start_world(group: Group) -> None:
-    """Let all ranks agree on who has which core, and find the same fault if there is one."""
+def _agreed(group: Group) -> dict[int, Place]:
+    """Let all ranks of the world agree on who has which core; return it, or raise the same on each."""
     claims = _claims(group, _claim(group))
     if (fault := _fault(claims)) is not None:
         raise WorldError(f"{group}: the world cannot open: {fault}")
@@ -112,9 +117,7 @@ def _start_world(group: Group) -> None:
             f"{group}: a world of several hosts must have all cores of each, and the same on each; it has {told}. "
             "Launch as many ranks on each host as it has logical cores"
         )
-    mine = places[group.ranks[group.rank]]
-    os.environ.setdefault("NEURON_RT_VISIBLE_CORES", str(mine.core))
-    _places.update(places)
+    return places
 
 
 def _check_index(group: Group) -> None:

@@ -98,6 +98,17 @@ def open_with(world: Any, variables: dict[str, str]) -> str:
     return said(lambda: devices.init("neuron"))
 
 
+def on_cores_of_their_own(world: Any) -> tuple[str, float, int]:
+    """Open a world whose ranks were each given a core, as `devices env` does, and another one after it."""
+    world.close()
+    os.environ["NEURON_RT_VISIBLE_CORES"] = str(8 + world.rank)
+    for _ in range(2):
+        with devices.init("neuron") as world:
+            total = devices.all_reduce(torch.ones(1, device=world.device)).item()
+            devices.barrier()
+    return str(world.device), total, torch.neuron.current_device()
+
+
 def open_touched(world: Any, toucher: int) -> str:
     """Open a world of Neuron devices after one rank has made a tensor on one."""
     world.close()

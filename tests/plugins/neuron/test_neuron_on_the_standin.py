@@ -100,6 +100,11 @@ def test_the_example_trains_as_on_the_cpu_on_the_standin(
     assert len(on_neuron["losses"]) == 3
 
 
+def test_ranks_may_have_any_cores_and_open_a_second_world_on_the_standin(env: dict[str, str]) -> None:
+    found = on_standin(cases.on_cores_of_their_own, 2, env=env, backend="cpu")
+    assert found == [("neuron:0", 2.0, 0), ("neuron:1", 2.0, 1)]
+
+
 def everyone_says(answers: list[str], pattern: str) -> None:
     for rank, answer in enumerate(answers):
         assert re.search(pattern, answer), f"rank {rank} said {answer!r}"

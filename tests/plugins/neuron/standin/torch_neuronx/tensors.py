@@ -272,9 +272,25 @@ def register(module: Any) -> None:
     for name, function in _OWN.items():
         library.impl(name, function, "PrivateUse1")
     _libraries.extend((everything, library))
+    torch.UntypedStorage.resize_ = _resizing(torch.UntypedStorage.resize_)
     for owner, names in ((Tensor, ("to", "neuron")), (torch, ("tensor", "as_tensor", "asarray"))):
         for name in names:
             setattr(owner, name, _with_index(getattr(owner, name)))
+
+
+def _resizing(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what resizes storages: one on the device keeps its memory, and no size 0 but bits that nobody can use."""
+
+    def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+        block = getattr(storage, "_block", None)
+        if block is None:
+            return original(storage, size)
+        if size not in (0, storage.nbytes()):
+            raise NotImplementedError("the stand-in has no storage that grows")
+        torch.empty(0, dtype=torch.uint8, device=_CPU).set_(block.memory).fill_(0xFF)
+        return storage
+
+    return resize_
 
 
 def _with_index(original: Callable[..., Any]) -> Callable[..., Any]:
