@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from devices.topology.nesting import Nesting, nest
     from devices.topology.planning import Choice, Choices, choices
     from devices.topology.replaying import Replayed, replay
-    from devices.topology.serving import Service, serving
+    from devices.topology.service import Service, serving
     from devices.topology.synthesis import Plan, synthesize
     from devices.topology.targets import of_target
     from devices.topology.training import Run, training_step
@@ -49,7 +49,7 @@ _LAZY = {
     **dict.fromkeys(("Nesting", "nest"), "devices.topology.nesting"),
     **dict.fromkeys(("Layout", "layout", "layout_seconds"), "devices.topology.laying"),
     **dict.fromkeys(("Choice", "Choices", "choices"), "devices.topology.planning"),
-    **dict.fromkeys(("Service", "serving"), "devices.topology.serving"),
+    **dict.fromkeys(("Service", "serving"), "devices.topology.service"),
     **dict.fromkeys(("Run", "training_step"), "devices.topology.training"),
 }
 

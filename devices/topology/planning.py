@@ -10,7 +10,7 @@ from devices.catalogue import Target, load
 from devices.errors import ArgumentError, TopologyError
 from devices.topology.machine import machine_of
 from devices.topology.model import TASKS, Model
-from devices.topology.serving import serving
+from devices.topology.service import serving
 from devices.topology.training import Run, training_step
 
 _DEEPEST = 64
