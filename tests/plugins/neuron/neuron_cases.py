@@ -195,12 +195,17 @@ def owned_twice(world: Any) -> str:
     import torch_neuronx  # noqa: F401
 
     os.environ["NEURON_RT_VISIBLE_CORES"] = "3"
-    if world.rank == 0:
-        torch.ones(1, device="neuron")
     store = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=False)
-    store.set(f"owned/{world.rank}", "yes")
-    store.get("owned/0")
-    return said(lambda: torch.ones(1, device="neuron"))
+    if world.rank == 1:
+        store.get("owned")
+    answer = said(lambda: torch.ones(1, device="neuron"))
+    if world.rank == 0:
+        # It has the core as long as it lives, and so until the other one has tried.
+        store.set("owned", "yes")
+        store.get("tried")
+    else:
+        store.set("tried", "yes")
+    return answer
 
 
 def counted(world: Any, cores: str) -> tuple[int, str]:
