@@ -23,7 +23,7 @@ from devices.testing import run_processes
 from devices.topology import Calibration, predict
 from devices.topology.calibration import knot_of
 
-BETWEEN = (2_000, 40_000, 100_000, 600_000, 2_000_000, 10_000_000, 40_000_000)
+BETWEEN = (2_000, 40_000, 100_000, 600_000, 3_000_000, 10_000_000, 40_000_000)
 """Sizes that the calibration does not measure."""
 
 

@@ -30,8 +30,8 @@ from devices.topology.estimate import duration
 if TYPE_CHECKING:
     from devices._world import World
 
-SIZES = (1 << 10, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26)
-"""The sizes that are measured, in bytes of the larger of input and output."""
+SIZES = tuple(1 << power for power in (10, 14, 16, 18, 20, 21, 22, 23, 24, 26))
+"""The sizes that are measured, in bytes of the larger of input and output: closest where caches end."""
 
 VERBS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "permute")
 """The verbs that are measured."""
