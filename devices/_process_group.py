@@ -171,20 +171,29 @@ class ProcessGroupCommunicator(Communicator):
         return self._group.barrier(_torch.BarrierOptions())
 
     def abort(self) -> None:
-        if self._is_gloo:
-            # gloo's own does nothing. But a message that does not come in time makes it give up all that is under way.
-            peer = (self._group.rank() + 1) % self._group.size()
-            with contextlib.suppress(RuntimeError):
-                never = self._group.recv([torch.empty(1, dtype=torch.uint8)], peer, _NEVER)
-                never.wait(timedelta(milliseconds=1))
-        self._group.abort()
-        if self._messages is not None:
-            self._messages.abort()
+        try:
+            if self._is_gloo:
+                self._give_up_gloo()
+            self._group.abort()
+        finally:
+            if self._messages is not None:
+                self._messages.abort()
+
+    def _give_up_gloo(self) -> None:
+        """Make gloo give up all that is under way, which its own abort does not: a message that is late does."""
+        never = torch.empty(1, dtype=torch.uint8)
+        for peer in range(self._group.size()):
+            # From a peer that is gone it fails at once, and ends nothing.
+            if peer != self._group.rank():
+                with contextlib.suppress(RuntimeError):
+                    self._group.recv([never], peer, _NEVER).wait(timedelta(milliseconds=1))
 
     def close(self) -> None:
-        _torch_groups.close_group(self._group)
-        if self._messages is not None:
-            self._messages.close()
+        try:
+            _torch_groups.close_group(self._group)
+        finally:
+            if self._messages is not None:
+                self._messages.close()
 
 
 def _known(verbs: Iterable[str]) -> frozenset[str]:

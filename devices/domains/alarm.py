@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from devices.errors import CollectiveError, CollectiveTimeoutError, MismatchErro
 
 LOOK = 0.25
 """Seconds between two looks at whether another domain has given up, while a call is under way."""
+
+PATIENCE = 2.0
+"""Seconds for which a rank asks the store what others have said."""
 
 _KINDS = {kind.__name__: kind for kind in (MismatchError, CollectiveTimeoutError)}
 
@@ -34,44 +38,70 @@ class Alarm:
         self._give_up = weakref.WeakMethod(give_up)
         self._is_closed = False
         self._busy = threading.Event()
+        self._looks = False
         self.error: CollectiveError | None = None
         """What closed the group for good, once something has."""
-        threading.Thread(
-            target=_watch, args=(weakref.ref(self),), name=f"devices {group.name} alarm", daemon=True
-        ).start()
 
     def __enter__(self) -> None:
         """Begin a call."""
         if self.error is not None:
             raise type(self.error)(f"{self._group}: the group is closed for good since an error: {self.error}")
         self._busy.set()
+        if not self._looks:
+            self._looks = True
+            name = f"devices {self._group.name} alarm"
+            threading.Thread(target=_watch, args=(weakref.ref(self),), name=name, daemon=True).start()
 
     def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         """End it; raise what is to be raised on every rank, if it failed."""
         self._busy.clear()
+        if error is None:
+            return
+        failed = self.error = self._told(error)
+        if (give_up := self._give_up()) is not None:
+            give_up()
+        # An interruption goes on here as it is, and is an error elsewhere.
         if isinstance(error, Exception):
-            failed = self._told(error)
-            self.error = failed
-            if (give_up := self._give_up()) is not None:
-                give_up()
             raise failed from error
 
-    def _told(self, error: Exception) -> CollectiveError:
+    def _told(self, error: BaseException) -> CollectiveError:
         """Say what this rank has found, unless another did before; return the error that all raise."""
         mine = f"rank {self._group.ranks[self._group.rank]} of {self._domain}"
-        try:
+        kind, text = type(error).__name__, str(error) or type(error).__name__
+        found: list[dict[str, str]] = []
+        # The store may be with a rank that is stopped, or gone.
+        asking = threading.Thread(target=self._ask, args=({"kind": kind, "text": text, "by": mine}, found), daemon=True)
+        asking.start()
+        asking.join(PATIENCE)
+        told = found[0] if found else {"kind": kind, "text": text, "by": mine}
+        return self._raised(told["kind"], told["text"], told["by"])
+
+    def _ask(self, mine: dict[str, str], found: list[dict[str, str]]) -> None:
+        """Find what the first to notice an error said of it; that is `mine` if this rank is the first."""
+        with contextlib.suppress(Exception):
             if self._store.add("told", 1) == 1:
-                kind = type(error).__name__
-                self._store.set("error", {"kind": kind, "text": str(error), "by": mine})
-                return self._raised(kind, str(error), mine)
-            # Who was first has begun to say it.
-            if self._store.comes("error", 2.0):
-                found = self._store.get("error")
-                return self._raised(found["kind"], found["text"], found["by"])
-        except Exception:
-            # The store was with a rank that is gone.
-            return self._raised(type(error).__name__, str(error), mine)
-        return self._raised(type(error).__name__, str(error), mine)
+                self._store.set("error", mine)
+                found.append(mine)
+            elif self._store.comes("error", PATIENCE):
+                found.append(self._store.get("error"))
+
+    def leave(self, reason: str) -> None:
+        """Say that this rank's program ends, and for what error."""
+        if self.error is None:
+            leaving = threading.Thread(target=self._say, args=(reason,), daemon=True)
+            leaving.start()
+            leaving.join(PATIENCE)
+
+    def _say(self, reason: str) -> None:
+        with contextlib.suppress(Exception):
+            self._store.set(f"left/{self._group.rank}", reason)
+
+    def reason_of(self, rank: int) -> str:
+        """Return what a rank of the group that does not answer said as it ended, or nothing."""
+        with contextlib.suppress(Exception):
+            if self._store.comes(f"left/{rank}", 0.2):
+                return str(self._store.get(f"left/{rank}"))
+        return ""
 
     def _raised(self, kind: str, text: str, by: str) -> CollectiveError:
         return _KINDS.get(kind, CollectiveError)(f"{self._group}, {self._domain}: {text}, as {by} found")
@@ -85,7 +115,8 @@ class Alarm:
         try:
             has_failed = self._store.torch.check(["error"])
         except Exception:
-            has_failed = True
+            # Who serves the store may have ended, whom this group does not need; who does not answer is noticed.
+            return False
         if has_failed and self._busy.is_set() and (give_up := self._give_up()) is not None:
             give_up()
             return False

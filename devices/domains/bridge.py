@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -28,10 +29,14 @@ class Bridge:
         communicator: one over all ranks of the group, whose `exchange` reaches any of them.
         group: the members.
         domains: who is where.
+        reason_of: returns what a rank of the group said of why it ended.
     """
 
-    def __init__(self, communicator: Communicator, group: Group, domains: Domains) -> None:
+    def __init__(
+        self, communicator: Communicator, group: Group, domains: Domains, reason_of: Callable[[int], str]
+    ) -> None:
         self.communicator = communicator
+        self._reason_of = reason_of
         self._group = group
         self._domains = domains
         self._mine = domains.of_rank(group.rank)
@@ -51,10 +56,19 @@ class Bridge:
             for peer, tensor in sends
             if tensor.numel()
         ]
-        return _Crossing(under_way, self._name)
+        return _Crossing(under_way, self._lost)
 
-    def _name(self, peer: int) -> str:
+    def name(self, peer: int) -> str:
+        """Return what a rank of the group is called."""
         return f"rank {self._group.ranks[peer]} of {self._domains.names[self._domains.of_rank(peer)]}"
+
+    def _lost(self, peer: int, error: RuntimeError) -> CollectiveError:
+        text = str(error).partition("\n")[0]
+        if "timed out" in text.lower():
+            return CollectiveTimeoutError(f"{self.name(peer)} did not come within the timeout: {text}")
+        if reason := self._reason_of(peer):
+            return CollectiveError(f"{self.name(peer)} has ended, for it raised {reason}")
+        return CollectiveError(f"{self.name(peer)} does not answer any more: {text}")
 
     def agree(self, mark: Mark) -> None:
         """Compare the call that this rank's domain has agreed on with that of the others.
@@ -64,8 +78,7 @@ class Bridge:
         """
         if not self._leads:
             return
-        mine = json.dumps([getattr(mark, name) for name in Mark.__slots__]).encode()[:_WORDS].ljust(_WORDS)
-        words = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
+        words = torch.frombuffer(bytearray(_words_of(mark)), dtype=torch.uint8)
         said = {peer: torch.empty_like(words) for peer in self._others}
         self.start([(peer, words) for peer in self._others], list(said.items())).wait()
         marks = {mark.rank: mark} | _marks(said)
@@ -86,12 +99,14 @@ class _Crossing:
 
     Args:
         under_way: each with the rank that it goes to or comes from.
-        name: says what a rank is called.
+        lost: returns what is to be raised for a rank and its error.
     """
 
-    def __init__(self, under_way: Sequence[tuple[int, Pending]], name: Callable[[int], str]) -> None:
+    def __init__(
+        self, under_way: Sequence[tuple[int, Pending]], lost: Callable[[int, RuntimeError], CollectiveError]
+    ) -> None:
         self._under_way = under_way
-        self._name = name
+        self._lost = lost
 
     def wait(self) -> None:
         for peer, pending in self._under_way:
@@ -100,17 +115,17 @@ class _Crossing:
             except CollectiveError:
                 raise
             except RuntimeError as error:
-                raise _lost(self._name(peer), error) from error
+                raise self._lost(peer, error) from error
 
     def is_completed(self) -> bool:
         return all(pending.is_completed() for _, pending in self._under_way)
 
 
-def _lost(name: str, error: RuntimeError) -> CollectiveError:
-    text = str(error).partition("\n")[0]
-    if "timed out" in text.lower():
-        return CollectiveTimeoutError(f"{name} did not come within the timeout: {text}")
-    return CollectiveError(f"{name} does not answer any more: {text}")
+def _words_of(mark: Mark) -> bytes:
+    """Return what is told of a call; of a line that is too long its end."""
+    while len(words := json.dumps([getattr(mark, name) for name in Mark.__slots__]).encode()) > _WORDS:
+        mark = replace(mark, line=mark.line[len(mark.line) // 2 :], group=mark.group[: len(mark.group) // 2])
+    return words.ljust(_WORDS)
 
 
 def _marks(said: Mapping[int, Tensor]) -> dict[int, Mark]:

@@ -11,7 +11,9 @@ from typing import final
 import torch
 
 from devices._backend import Asked, Communicator, Group, Message, Pending, PendingFrom
+from devices._store import Store
 from devices.algorithms.arithmetic import COMBINE
+from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.algorithms.lines import caller
 from devices.algorithms.started import DONE
 from devices.domains.alarm import Alarm
@@ -19,7 +21,8 @@ from devices.domains.bridge import Bridge
 from devices.domains.inside import Inside
 from devices.domains.members import Domains, crossings, lanes
 from devices.domains.pipeline import Piece, run
-from devices.errors import CollectiveError
+from devices.errors import CollectiveError, MismatchError, UnsupportedError
+from devices.fabric.host import open_here
 from devices.fabric.mark import Mark
 
 Tensor = torch.Tensor
@@ -41,7 +44,7 @@ class DomainsCommunicator(Communicator):
         group: the members.
         domains: who is where.
         inside: this rank's domain.
-        bridge: carries what passes between domains.
+        between: one over all ranks, whose `exchange` reaches any of them.
         reductions: the ops and dtypes that all domains reduce natively.
         note: what carries the group, in words.
     """
@@ -53,20 +56,22 @@ class DomainsCommunicator(Communicator):
         group: Group,
         domains: Domains,
         inside: Inside,
-        bridge: Bridge,
+        between: Communicator,
         reductions: Mapping[str, frozenset[torch.dtype]],
         note: str,
     ) -> None:
         self._group, self._domains = group, domains
-        self._inside, self._bridge = inside, bridge
+        self._inside, self._between = inside, between
         self._mine = domains.of_rank(group.rank)
         self._sizes = [len(ranks) for ranks in domains.members]
         self._alarm = Alarm(group, domains.names[self._mine], self._give_up)
+        self._bridge = Bridge(between, group, domains, self._alarm.reason_of)
         self._numbers = itertools.count(1)
         self._expected: dict[int, Asked] = {}
         self._is_closed = False
         self.reductions = reductions
         self.note = note
+        open_here.add(self)
 
     # What the ranks agree on.
 
@@ -84,6 +89,8 @@ class DomainsCommunicator(Communicator):
         with self._alarm:
             self._inside.agree(call)
             self._bridge.agree(self._mark(call))
+            # Those that do not compare wait here for who does: nothing is sent before.
+            self._inside.barrier()
             work()
         return DONE
 
@@ -259,11 +266,26 @@ class DomainsCommunicator(Communicator):
             me = self._group.rank
             sent, came = input.split(list(input_counts)), output.split(list(output_counts))
             peers = [rank for rank in range(self._group.size) if rank != me]
+            self._check_counts(peers, input_counts, output_counts)
             pending = self._bridge.start([(peer, sent[peer]) for peer in peers], [(peer, came[peer]) for peer in peers])
             came[me].copy_(sent[me])
             pending.wait()
 
         return self._run(Asked("all_to_all", input.dtype), exchange)
+
+    def _check_counts(self, peers: Sequence[int], sent: Sequence[int], expected: Sequence[int]) -> None:
+        """Raise if a peer sends another number of bytes than this rank expects."""
+        says = [(peer, torch.tensor([sent[peer]])) for peer in peers]
+        said = [(peer, torch.empty(1, dtype=torch.int64)) for peer in peers]
+        self._bridge.start(says, said).wait()
+        ranks = self._group.ranks
+        me = ranks[self._group.rank]
+        for peer, count in said:
+            if (found := int(count)) != expected[peer]:
+                raise MismatchError(
+                    f"rank {me}: all_to_all in group {self._group.name!r}: the ranks' calls differ in sizes: rank "
+                    f"{ranks[peer]} sends {found} bytes to rank {me}, which expects {expected[peer]} ({caller()})"
+                )
 
     def barrier(self) -> Pending:
         def meet() -> None:
@@ -287,10 +309,14 @@ class DomainsCommunicator(Communicator):
     # Messages.
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
-        return self._bridge.communicator.exchange(sends, recvs)
+        if next(iter((*sends, *recvs))).tag < COLLECTIVE_TAG:
+            return self._between.exchange(sends, recvs)
+        # Of a verb that is composed of messages: what goes wrong in it is told to all, as in any other.
+        out, into = ([(each.peer, each.tensor) for each in messages] for messages in (sends, recvs))
+        return _Watched(self._alarm, self._bridge.start(out, into))
 
     def recv_any(self, tensor: Tensor, tag: int) -> PendingFrom:
-        return self._bridge.communicator.recv_any(tensor, tag)
+        return self._between.recv_any(tensor, tag)
 
     # The end.
 
@@ -298,7 +324,17 @@ class DomainsCommunicator(Communicator):
         """Make what waits in this domain, and in others for this rank, fail soon."""
         if self._inside.communicator is not None:
             self._inside.communicator.abort()
-        self._bridge.communicator.abort()
+        self._between.abort()
+
+    def farewell(self, reason: str) -> None:
+        """Tell the peers that this rank ends for an error of its program."""
+        self._alarm.leave(reason)
+
+    def survivors(self) -> tuple[tuple[int, ...], Store]:
+        raise UnsupportedError(
+            f"{self._group}: a group of several domains is not recovered; start the ranks again, from a checkpoint "
+            "(torchrun --max-restarts does)"
+        )
 
     def abort(self) -> None:
         self._alarm.close()
@@ -308,9 +344,31 @@ class DomainsCommunicator(Communicator):
         if self._is_closed:
             return
         self._is_closed = True
+        open_here.discard(self)
         self._alarm.close()
         try:
             if self._inside.communicator is not None:
                 self._inside.communicator.close()
         finally:
-            self._bridge.communicator.close()
+            self._between.close()
+
+
+@final
+class _Watched:
+    """Messages of a composed verb.
+
+    Args:
+        alarm: tells what goes wrong.
+        pending: the messages.
+    """
+
+    def __init__(self, alarm: Alarm, pending: Pending) -> None:
+        self._alarm = alarm
+        self._pending = pending
+
+    def wait(self) -> None:
+        with self._alarm:
+            self._pending.wait()
+
+    def is_completed(self) -> bool:
+        return self._pending.is_completed()

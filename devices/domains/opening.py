@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from devices._backend import Communicator, Group
-from devices.domains.bridge import Bridge
 from devices.domains.communicator import DomainsCommunicator
 from devices.domains.inside import Inside
 from devices.domains.members import Domains
+from devices.errors import CollectiveTimeoutError
 from devices.fabric.communicator import REDUCTIONS
 
 if TYPE_CHECKING:
     import torch
+
+
+GRACE = timedelta(seconds=5)
 
 
 def open_domains(
@@ -41,8 +45,7 @@ def open_domains(
         What `open_between` does, where it is all that there is: no domain has two ranks, or one has all.
     """
     group.store.set(f"domain/{group.rank}", [key or f"rank {group.rank}", name])
-    said = group.store.get_all([f"domain/{rank}" for rank in range(group.size)])
-    domains = Domains.of([tuple(each) for each in said])
+    domains = Domains.of([_hear(group, rank) for rank in range(group.size)])
     between = open_between(group)
     if len(domains.members) in (1, group.size):
         return between
@@ -52,9 +55,21 @@ def open_domains(
     if len(members) > 1:
         ranks = tuple(group.ranks[rank] for rank in members)
         store = group.store.under(f"domain {mine}")
-        inside = open_inside(Group(ranks, place, group.device, store, group.timeout, f"{group.name}/{mine}"))
+        # Longer than between: who waits here for a rank that waits there is not to be the first to say that it is late.
+        timeout = group.timeout + GRACE
+        inside = open_inside(Group(ranks, place, group.device, store, timeout, f"{group.name}/{mine}"))
     here = inside.note if inside is not None else "nothing"
     note = f"{domains}; inside of them {here}, between them {between.note}"
-    return DomainsCommunicator(
-        group, domains, Inside(inside, place, len(members)), Bridge(between, group, domains), reductions, note
-    )
+    return DomainsCommunicator(group, domains, Inside(inside, place, len(members)), between, reductions, note)
+
+
+def _hear(group: Group, rank: int) -> tuple[str, str]:
+    """Return the key and the name of a rank's domain."""
+    seconds = group.timeout.total_seconds()
+    if not group.store.comes(f"domain/{rank}", seconds):
+        raise CollectiveTimeoutError(
+            f"{group}: the group was not opened within {seconds:g} s: rank {group.ranks[rank]} did not come; every "
+            "rank makes all groups, its own and the others', in one order"
+        )
+    key, name = group.store.get(f"domain/{rank}")
+    return key, name

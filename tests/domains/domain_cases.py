@@ -102,18 +102,40 @@ def goes_wrong(domains: Sequence[int], how: str) -> tuple[str, str, float]:
     w = world(domains)
     devices.barrier()
     start = time.monotonic()
+    odd = w.rank == 1
     try:
-        if w.rank == 1 and how == "dies":
+        if odd and how == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
-        if w.rank == 1 and how == "another op":
-            devices.all_reduce(torch.ones(8), op="max")
-        elif w.rank == 1 and how == "another size":
-            devices.all_reduce(torch.ones(9))
-        else:
+        elif odd and how == "raises":
+            with w:
+                raise ValueError("batch 7 is bad")
+        elif how == "another size of all_to_all":
+            devices.all_to_all(torch.ones(8 if odd else 4))
+        elif how == "another dtype of permute":
+            devices.permute(torch.ones(4, dtype=torch.int32 if odd else torch.float32), pairs=[(1, 3), (3, 1)])
+        elif how == "is interrupted":
+            if odd:
+                signal.signal(signal.SIGALRM, _interrupted)
+                signal.setitimer(signal.ITIMER_REAL, 0.5)
+            if w.rank == 0:
+                time.sleep(2)
             devices.all_reduce(torch.ones(8))
+        else:
+            op = "max" if odd and how == "another op" else "sum"
+            devices.all_reduce(torch.ones(9 if odd and how == "another size" else 8), op=op)
     except errors.CollectiveError as error:
         told = type(error).__name__, str(error), time.monotonic() - start
         with pytest.raises(errors.CollectiveError, match="closed for good"):
             devices.barrier()
         return told
+    except Interruptedly as error:
+        return type(error).__name__, str(error), time.monotonic() - start
     raise AssertionError("no error")
+
+
+class Interruptedly(BaseException):
+    """What no program takes for an error."""
+
+
+def _interrupted(*_: object) -> None:
+    raise Interruptedly("enough of it")

@@ -50,6 +50,8 @@ def test_training_under_ddp_has_the_losses_of_a_single_process() -> None:
         ("dies", "CollectiveError", ["rank 1"]),
         ("another op", "MismatchError", ["'max' on rank", "domain_cases.py"]),
         ("another size", "MismatchError", ["9 on rank", "8 on rank", "domain_cases.py"]),
+        ("another size of all_to_all", "MismatchError", ["rank 1 sends", "bytes to rank", "domain_cases.py"]),
+        ("another dtype of permute", "MismatchError", ["int32", "float32", "domain_cases.py"]),
     ],
 )
 def test_what_goes_wrong_in_one_domain_is_told_in_all(
@@ -68,3 +70,19 @@ def test_what_goes_wrong_in_one_domain_is_told_in_all(
             assert word in text, text
         # Two seconds are promised; a machine that does other things may take longer.
         assert seconds < 20
+
+
+@pytest.mark.parametrize("domains", [(0, 1, 0, 0), (0, 1, 1, 0)], ids=["alone in its domain", "with another there"])
+@pytest.mark.parametrize(
+    ("how", "says"), [("raises", "it raised ValueError: batch 7 is bad"), ("is interrupted", "enough of it")]
+)
+def test_why_a_rank_ends_is_told_in_all_domains(how: str, says: str, domains: tuple[int, ...]) -> None:
+    ended = ranks.outcomes(4, cases.goes_wrong, domains, how, timeout=90)
+    for rank in (0, 2, 3):
+        state, told = ended[rank]
+        assert state == "returned", told
+        kind, text, seconds = told
+        assert kind == "CollectiveError", text
+        assert "rank 1" in text
+        assert says in text
+        assert seconds < 30
