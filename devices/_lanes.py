@@ -6,6 +6,7 @@ plain `dist.ProcessGroup`, which cannot be told anything: its lanes are remember
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any, final
 
@@ -33,6 +34,7 @@ class Lanes:
         self.group = group
         self.choice = choice
         self.is_closed = False
+        self._lock = threading.Lock()
         observer = _observing.observer()
         if observer is not None:
             observer.opening(group, is_world=not dist.is_initialized())
@@ -55,6 +57,11 @@ class Lanes:
             )
         if self.is_closed:
             raise WorldError(f"{group}: the group is closed")
+        with self._lock:
+            return self.opened.get("cpu") or self._open_cpu()
+
+    def _open_cpu(self) -> Verbs:
+        group = self.group
         backend = _registry.of_device_type("cpu")
         lane = Group(group.ranks, group.rank, backend.devices()[0], group.store, group.timeout, f"{group.name}/cpu")
         self.opened["cpu"] = open_verbs(backend, lane)

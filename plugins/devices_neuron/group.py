@@ -89,9 +89,14 @@ def open_group(group: Group) -> Communicator:
     if not _places:
         places = _agreed(group)
         mine = places[group.ranks[group.rank]]
-        os.environ.setdefault("NEURON_RT_VISIBLE_CORES", str(mine.core))
+        if not os.environ.get("NEURON_RT_VISIBLE_CORES"):
+            os.environ["NEURON_RT_VISIBLE_CORES"] = str(mine.core)
         communicator = NeuronCommunicator.open(group, has_all_to_all=True)
-        _check_index(group)
+        try:
+            _check_index(group)
+        except BaseException:
+            communicator.close()
+            raise
         _places.update(places)
         return communicator
     if not dist.is_initialized() and set(group.ranks) != set(_places):
