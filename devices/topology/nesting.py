@@ -53,7 +53,7 @@ def nest(on: str | Target | Machine, axes: Mapping[str, int], traffic: Mapping[s
         MeshError: an axis is no length, or the ranks are more than a target has.
         TopologyError: a figure that the time depends on is not known.
 
-    >>> nest("p5.48xlarge", {"tp": 8, "dp": 2}, {"tp": 1e9, "dp": 1e8}).strides
+    >>> nest("p5.48xlarge", {"tp": 8, "dp": 2}, {"tp": 1e10, "dp": 1e8}).strides
     {'tp': 1, 'dp': 8}
     """
     target = load(on) if isinstance(on, str) else on

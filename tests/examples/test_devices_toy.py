@@ -94,7 +94,9 @@ def test_every_command_of_the_tutorial_runs_in_an_empty_environment(tmp_path: Pa
         *said[block.text.splitlines()[0]], last = told.splitlines()
         folder = Path(last)
     assert folder == tmp_path / "devices-toy"
-    assert "toy  present  devices-toy 0.1.0  every machine has memory" in " ".join(said["pip install --editable ."])
+    # The table is as wide as its widest word.
+    installed = " ".join(" ".join(said["pip install --editable ."]).split())
+    assert "toy present devices-toy 0.1.0 every machine has memory" in installed
     trained = "\n".join(said["torchrun --nproc-per-node=2 train.py"])
     losses = re.findall(r"rank (\d) of 2: loss ([\d.]+)", trained)
     assert sorted(rank for rank, _ in losses) == ["0", "1"]
