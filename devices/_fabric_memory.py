@@ -26,7 +26,7 @@ def empty(
         UnsupportedError: there is no such memory here, and why.
 
     >>> import torch, devices
-    >>> x = devices.empty(1000, 1000, fabric=True).fill_(1.0)
+    >>> x = devices.empty(1000, 1000, fabric=bool(devices.memory_domain())).fill_(1.0)  # where there is such memory
     >>> with devices.init():
     ...     total = devices.all_reduce(x, out=x)
     """

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 # A world of one by torch's own call, and one verb over it.
 OPEN = """
 import torch.distributed as dist

@@ -15,6 +15,8 @@ import devices
 from devices import _doctor_view
 from devices.__main__ import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from throwaway_plugins import PREAMBLE, Site
 
+pytestmark = pytest.mark.slow
+
 # Two devices, whose free memory is what a file says at the moment.
 TWO_DEVICES = """
 def devices(self):

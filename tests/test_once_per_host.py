@@ -21,6 +21,8 @@ from devices import Store, _once_per_host, _registry
 from devices._once_per_host import once_per_host
 from devices.errors import DevicesError, PluginError
 
+pytestmark = pytest.mark.slow
+
 # A toy that carries messages, so that a world opens on it; who probed it shows in the reason.
 HERE = "import os; note(); return Probe(True, f'found by process {os.getpid()}')"
 OPEN = """

@@ -23,6 +23,8 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def over_both(program: Callable[..., Any], tolerance: float, args: tuple[Any, ...]) -> None:
     """Run the program over gloo, then over ours, in worlds one after the other, and compare what it returns."""

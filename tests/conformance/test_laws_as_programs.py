@@ -17,6 +17,8 @@ from devices.testing.conformance import failures, gradients, leaks, life, order,
 from devices.testing.conformance.death import program
 from devices.testing.conformance.source import program_of
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = {
     "gradients_of": ("all_to_all", "float64"),
     "late_peers": (3,),

@@ -17,6 +17,8 @@ from devices.errors import BackendUnavailableError
 from devices.testing.conformance.kit import CHECKS, conform, matching, run_check
 from devices.testing.conformance.subject import subject
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import ranks
 from doc_blocks import DOCUMENTS, ROOT, Block, blocks, empty_environment, environment_of, run
+from shared_memory import needs_shared_memory
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +41,8 @@ def elsewhere(block: Block) -> list[str]:
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 def test_a_python_block_runs_as_it_stands(block: Block, tmp_path: Path) -> None:
+    if "fabric=True" in block.text or "DEVICES_DOMAIN" in block.text or "open_fabric" in block.text:
+        needs_shared_memory()
     program = tmp_path / "block.py"
     program.write_text(block.text)
     if block.ranks > 1 and "import devices" in block.text:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 from examples_on_ranks import EXAMPLES, finish, run, start
 
+pytestmark = pytest.mark.slow
+
 CHECKS = 6
 
 

@@ -17,6 +17,8 @@ import pytest
 import ranks
 from examples_on_ranks import EXAMPLES, finish, run, start
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "--batch=6",
     "--context=16",

@@ -11,6 +11,8 @@ from throwaway_plugins import GOOD_HOOK, PREAMBLE, Site
 
 from devices import catalogue
 
+pytestmark = pytest.mark.slow
+
 LINKED = (
     PREAMBLE
     + GOOD_HOOK

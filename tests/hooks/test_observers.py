@@ -20,6 +20,8 @@ from devices._groups import verbs_over
 from devices.algorithms.verbs import Verbs
 from devices.errors import ArgumentError, PluginError, UnsupportedError
 
+pytestmark = pytest.mark.slow
+
 OBSERVER = """
 from devices import Observer, hookimpl
 

@@ -25,6 +25,8 @@ from throwaway_plugins import Site
 import devices
 from devices.errors import CollectiveError, DevicesError, MismatchError, WorldError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -17,6 +17,8 @@ from torch.distributed.tensor.experimental import implicit_replication, register
 import devices.testing
 from devices import World
 
+pytestmark = pytest.mark.slow
+
 Tensor = torch.Tensor
 METHOD = "propagate_op_sharding_non_cached"
 
