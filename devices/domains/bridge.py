@@ -13,6 +13,7 @@ from devices._backend import Communicator, Group, Message, Pending
 from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.domains.members import Domains
 from devices.errors import CollectiveError, CollectiveTimeoutError, MismatchError
+from devices.fabric.host.notes import mark_from_json, mark_to_json
 from devices.fabric.mark import Mark, difference
 
 Tensor = torch.Tensor
@@ -58,17 +59,17 @@ class Bridge:
         ]
         return _Crossing(under_way, self._lost)
 
-    def name(self, peer: int) -> str:
+    def _name(self, peer: int) -> str:
         """Return what a rank of the group is called."""
         return f"rank {self._group.ranks[peer]} of {self._domains.names[self._domains.of_rank(peer)]}"
 
     def _lost(self, peer: int, error: RuntimeError) -> CollectiveError:
         text = str(error).partition("\n")[0]
         if "timed out" in text.lower():
-            return CollectiveTimeoutError(f"{self.name(peer)} did not come within the timeout: {text}")
+            return CollectiveTimeoutError(f"{self._name(peer)} did not come within the timeout: {text}")
         if reason := self._reason_of(peer):
-            return CollectiveError(f"{self.name(peer)} has ended, for it raised {reason}")
-        return CollectiveError(f"{self.name(peer)} does not answer any more: {text}")
+            return CollectiveError(f"{self._name(peer)} has ended, for it raised {reason}")
+        return CollectiveError(f"{self._name(peer)} does not answer any more: {text}")
 
     def agree(self, mark: Mark) -> None:
         """Compare the call that this rank's domain has agreed on with that of the others.
@@ -123,7 +124,7 @@ class _Crossing:
 
 def _words_of(mark: Mark) -> bytes:
     """Return what is told of a call; of a line that is too long its end."""
-    while len(words := json.dumps([getattr(mark, name) for name in Mark.__slots__]).encode()) > _WORDS:
+    while len(words := json.dumps(mark_to_json(mark)).encode()) > _WORDS:
         mark = replace(mark, line=mark.line[len(mark.line) // 2 :], group=mark.group[: len(mark.group) // 2])
     return words.ljust(_WORDS)
 
@@ -131,7 +132,6 @@ def _words_of(mark: Mark) -> bytes:
 def _marks(said: Mapping[int, Tensor]) -> dict[int, Mark]:
     marks = {}
     for words in said.values():
-        told = dict(zip(Mark.__slots__, json.loads(words.numpy().tobytes()), strict=True))
-        mark = Mark(**{**told, "sizes": tuple(told["sizes"])})
+        mark = mark_from_json(json.loads(words.numpy().tobytes()))
         marks[mark.rank] = mark
     return marks

@@ -10,8 +10,8 @@ from devices._backend import Communicator, Group
 from devices.domains.communicator import DomainsCommunicator
 from devices.domains.inside import Inside
 from devices.domains.members import Domains
-from devices.errors import CollectiveTimeoutError
 from devices.fabric.communicator import REDUCTIONS
+from devices.fabric.host.meeting import hear
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +45,7 @@ def open_domains(
         What `open_between` does, where it is all that there is: no domain has two ranks, or one has all.
     """
     group.store.set(f"domain/{group.rank}", [key or f"rank {group.rank}", name])
-    domains = Domains.of([_hear(group, rank) for rank in range(group.size)])
+    domains = Domains.of([tuple(hear(group, f"domain/{rank}", rank)) for rank in range(group.size)])
     between = open_between(group)
     if len(domains.members) in (1, group.size):
         return between
@@ -61,15 +61,3 @@ def open_domains(
     here = inside.note if inside is not None else "nothing"
     note = f"{domains}; inside of them {here}, between them {between.note}"
     return DomainsCommunicator(group, domains, Inside(inside, place, len(members)), between, reductions, note)
-
-
-def _hear(group: Group, rank: int) -> tuple[str, str]:
-    """Return the key and the name of a rank's domain."""
-    seconds = group.timeout.total_seconds()
-    if not group.store.comes(f"domain/{rank}", seconds):
-        raise CollectiveTimeoutError(
-            f"{group}: the group was not opened within {seconds:g} s: rank {group.ranks[rank]} did not come; every "
-            "rank makes all groups, its own and the others', in one order"
-        )
-    key, name = group.store.get(f"domain/{rank}")
-    return key, name

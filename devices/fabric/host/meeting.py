@@ -113,7 +113,7 @@ class _Host:
         self._group = group
         self._prefix = prefix
         self._layout = layout
-        self._cards = [card, *(_Card(_hear(group, f"{prefix}host/{rank}", rank)) for rank in range(1, group.size))]
+        self._cards = [card, *(_Card(hear(group, f"{prefix}host/{rank}", rank)) for rank in range(1, group.size))]
 
     def open(self) -> Met | str:
         reason = self._why_not()
@@ -127,7 +127,7 @@ class _Host:
             cards = [card.process.to_json() for card in self._cards]
             group.store.set(f"{prefix}memory", {"reason": "", "descriptor": descriptor, "processes": cards})
             # The descriptor is what the others find the memory by.
-            failed = [said for rank in range(1, group.size) if (said := _hear(group, f"{prefix}mapped/{rank}", rank))]
+            failed = [said for rank in range(1, group.size) if (said := hear(group, f"{prefix}mapped/{rank}", rank))]
         finally:
             os.close(descriptor)
         reason = f"a process cannot map the memory of another: {failed[0]}" if failed else ""
@@ -144,7 +144,7 @@ class _Host:
 
 
 def _guest(group: Group, prefix: str, layout: Layout) -> Met | str:
-    plan = _hear(group, f"{prefix}memory", 0)
+    plan = hear(group, f"{prefix}memory", 0)
     if plan["reason"]:
         return str(plan["reason"])
     cards = plan["processes"]
@@ -158,7 +158,7 @@ def _guest(group: Group, prefix: str, layout: Layout) -> Met | str:
     except (OSError, ValueError) as error:
         said = f"rank {group.ranks[group.rank]}: {error}"
     group.store.set(f"{prefix}mapped/{group.rank}", said)
-    reason = _hear(group, f"{prefix}opened", 0)
+    reason = hear(group, f"{prefix}opened", 0)
     if reason:
         return str(reason)
     if segment is None:
@@ -166,7 +166,7 @@ def _guest(group: Group, prefix: str, layout: Layout) -> Met | str:
     return _opened(segment, group, cards)
 
 
-def _hear(group: Group, key: str, rank: int) -> Any:
+def hear(group: Group, key: str, rank: int) -> Any:
     """Return what a rank of the group says in the store.
 
     Raises:
