@@ -220,9 +220,10 @@ class Verbs:
             return copy_alone(input, output)
         args = (as_bytes(output), as_bytes(input), scaled(received, output), scaled(sent, input))
         record, is_even = self._begin(verb, input), output_counts is None and input_counts is None
-        if is_even and not input.numel():
+        takes_any = verb not in self._on.communicator.even
+        if is_even and not input.numel() and not takes_any:
             return self._runner.nothing(record, async_op)
-        if verb in self._own and (is_even or verb not in self._on.communicator.even):
+        if verb in self._own and (is_even or takes_any):
             return self._runner.hand_on(record, self._on.communicator.all_to_all, args, async_op, sizes)
         return self._move(record, args, async_op, sizes)
 
