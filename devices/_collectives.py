@@ -20,11 +20,13 @@ from typing import Any
 
 import torch
 
+from devices import _quick
 from devices._backend import REDUCE_OPS
 from devices._compiled import compiled_barrier
 from devices._flat import Call, differentiable
 from devices._groups import GroupLike, compiled_group, own_verbs, verbs_over
 from devices._packing import Tensor, Tensors
+from devices._quick import NOT_PLAIN, is_plain
 from devices._scatter import start_scatter
 from devices._verb import Verb
 from devices._weighted import weighted_mean
@@ -37,21 +39,6 @@ _is_compiling = torch.compiler.is_compiling
 _PLAIN = (Tensor, torch.nn.Parameter)
 _STRIDED = torch.strided
 _ALL_REDUCE = {op: Call("all_reduce", op) for op in REDUCE_OPS}
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Return whether a verb may work on the memory of `x` as it lies there."""
-    return (
-        type(x) is Tensor
-        and not x.requires_grad
-        and x.layout is _STRIDED
-        and x.is_contiguous()
-        # Of one element torch calls any stride contiguous, but does not view all of them as bytes.
-        and (x.numel() > 1 or (x.ndim == 1 and x.stride(0) == 1 and x.numel() == 1))
-        and not x.is_conj()
-        and not x.is_neg()
-        and not _is_compiling()
-    )
 
 
 def all_reduce(
@@ -96,7 +83,7 @@ def all_reduce(
         if x.requires_grad and torch.is_grad_enabled():
             return differentiable(x, call, verbs, [])
         return call.start(verbs, x, None, async_op=False)[1]
-    if out is x and isinstance(x, Tensor) and not async_op and _is_plain(x) and (op, x.dtype) in MEANINGFUL:
+    if out is x and isinstance(x, Tensor) and not async_op and is_plain(x) and (op, x.dtype) in MEANINGFUL:
         # In place, with nothing to pack or to copy.
         verbs_over(group, x).all_reduce(x if x.ndim == 1 else x.view(-1), op)
         return x
@@ -127,6 +114,8 @@ def all_gather(
     ...     devices.all_gather(torch.tensor([[1, 2]]), dim=1)
     tensor([[1, 2]])
     """
+    if dim == 0 and sizes is None and not async_op and (quick := _quick.all_gather(x, group, out)) is not NOT_PLAIN:
+        return quick
     verb = Verb("all_gather", x, group)
     return verb.parts(dim, verb.joined(sizes)).run(out, async_op)
 
@@ -157,6 +146,13 @@ def reduce_scatter(
     ...     devices.reduce_scatter(torch.tensor([1.0, 2.0]))
     tensor([1., 2.])
     """
+    if (
+        dim == 0
+        and sizes is None
+        and not async_op
+        and (quick := _quick.reduce_scatter(x, group, op, out)) is not NOT_PLAIN
+    ):
+        return quick
     verb = Verb("reduce_scatter", x, group)
     return verb.parts(dim, verb.split(sizes), op=op).run(out, async_op)
 
@@ -185,6 +181,8 @@ def all_to_all(
     ...     devices.all_to_all(torch.tensor([1, 2]))
     tensor([1, 2])
     """
+    if dim == 0 and sizes is None and not async_op and (quick := _quick.all_to_all(x, group, out)) is not NOT_PLAIN:
+        return quick
     verb = Verb("all_to_all", x, group)
     shares, told = verb.swapped(sizes), tuple(size for row in sizes or () for size in row)
     return verb.parts(dim, shares, is_even=sizes is None, sizes=told).run(out, async_op)
@@ -207,6 +205,8 @@ def broadcast(
     ...     devices.broadcast(torch.tensor([1, 2]), src=0)
     tensor([1, 2])
     """
+    if not async_op and (quick := _quick.broadcast(x, group, src, out)) is not NOT_PLAIN:
+        return quick
     verb = Verb("broadcast", x, group)
     return verb.whole(root=verb.check_rank("src", src)).run(out, async_op)
 
@@ -237,6 +237,8 @@ def reduce(
     ...     devices.reduce(torch.tensor([1.0, 2.0]), dst=0)
     tensor([1., 2.])
     """
+    if not async_op and (quick := _quick.reduce(x, group, dst, op, out)) is not NOT_PLAIN:
+        return quick
     verb = Verb("reduce", x, group)
     return verb.whole(root=verb.check_rank("dst", dst), op=op, gradient=False).run(out, async_op, here=verb.rank == dst)
 
@@ -269,6 +271,8 @@ def gather(
     ...     devices.gather(torch.tensor([1, 2]), dst=0)
     tensor([1, 2])
     """
+    if dim == 0 and sizes is None and not async_op and (quick := _quick.gather(x, group, dst, out)) is not NOT_PLAIN:
+        return quick
     verb = Verb("gather", x, group)
     root = verb.check_rank("dst", dst)
     return verb.parts(dim, verb.joined(sizes), root=root, gradient=False).run(out, async_op, here=verb.rank == dst)

@@ -109,4 +109,4 @@ def _broadcast(verbs: AnyVerbs, data: bytes, src: int) -> bytes:
     tensor: Tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     there = tensor if kind == "cpu" else tensor.to(torch.device(kind, index))
     verbs.broadcast(there, src, within="scatter")
-    return bytes(there.cpu().tolist())
+    return there.cpu().numpy().tobytes()

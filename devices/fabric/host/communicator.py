@@ -291,10 +291,9 @@ class SharedMemoryCommunicator(Communicator):
                 about = self._about(key)
                 large.all_to_all(self._rounds, self._rank, into, array, output_counts, input_counts, longest, about)
                 return DONE
-            starts = counts.cumsum(axis=1) - counts
+            starts = counts[:, : self._rank].sum(axis=1).tolist()
             end = 0
-            for peer, length in enumerate(output_counts):
-                begin = int(starts[peer, self._rank])
+            for peer, (begin, length) in enumerate(zip(starts, output_counts, strict=True)):
                 source = array if peer == self._rank else slots[peer]
                 into[end : end + length] = source[begin : begin + length]
                 end += length
@@ -318,8 +317,8 @@ class SharedMemoryCommunicator(Communicator):
 
     def _check_counts(self, key: Key, sent: Array, expected: Array) -> None:
         """Raise on every rank if one expects what another does not send: all see the same tables."""
-        wrong = np.argwhere(sent != expected.T)
-        if wrong.size:
+        if not np.array_equal(sent, expected.T):
+            wrong = np.argwhere(sent != expected.T)
             told = [
                 f"rank {self._group.ranks[source]} sends {int(sent[source, target])} bytes to rank "
                 f"{self._group.ranks[target]}, which expects {int(expected[target, source])}"
