@@ -13,14 +13,14 @@ from devices._flight import VERB, Record, end
 from devices._flight_files import join
 from devices._store import Store
 from devices.algorithms import forked
-from devices.algorithms.arithmetic import MEANINGFUL, Carrier, check_reduction
+from devices.algorithms.arithmetic import MEANINGFUL, check_reduction
 from devices.algorithms.as_bytes import as_bytes, copy_alone, scaled
-from devices.algorithms.by_gather import native_carrier
 from devices.algorithms.lines import caller
 from devices.algorithms.lowerings import compose, own_verbs
 from devices.algorithms.messages import Messages
+from devices.algorithms.reductions import Reductions
 from devices.algorithms.requirements import Requirements
-from devices.algorithms.runner import Runner, Start
+from devices.algorithms.runner import Runner
 from devices.algorithms.started import DONE, Started, fail, failure
 from devices.algorithms.transport import Transport
 from devices.errors import DevicesError, PluginError, UnsupportedError
@@ -63,7 +63,6 @@ class Verbs:
         self._anew = -1  # up to so many bytes the communicator makes the result of an all_reduce anew
         self._gathered: set[torch.dtype] = set()  # the same of all_gather
         self._own: frozenset[str] = frozenset()  # what the communicator has of its own
-        self._carriers: dict[tuple[str, torch.dtype], Carrier | None] = {}
         if self._size == 1:
             self._alone = MEANINGFUL
             self._messages = Messages(None, group, self._require, None)
@@ -80,6 +79,7 @@ class Verbs:
         self._on = Transport(
             communicator, self._rank, self._size, device, communicator.reductions or capabilities.reductions
         )
+        self._reductions = Reductions(self._on, self._lowered, self._own)
         self._start_all_reduce = communicator.all_reduce
         forked.watch(self)
         self._blocks, self._anew = communicator.blocking, communicator.anew
@@ -112,12 +112,12 @@ class Verbs:
         record = self._begin("all_reduce", tensor, op)
         if not tensor.numel():
             return self._runner.nothing(record, async_op)
-        carrier = self._native_carrier("all_reduce", op, tensor.dtype)
+        carrier = self._reductions.carrier("all_reduce", op, tensor.dtype)
         if carrier is not None:
             if not carrier.hops:
                 self._direct.add(pair)
-            return self._runner.native(record, partial(self._reduce_carried, carrier, tensor), async_op)
-        return self._runner.compose(record, partial(self._reduce_composed, tensor, op), async_op)
+            return self._runner.native(record, partial(self._reductions.start, carrier, tensor), async_op)
+        return self._runner.compose(record, partial(self._reductions.compose, tensor, op), async_op)
 
     def all_reduced(self, tensor: Tensor, op: str) -> Tensor | None:
         """Return the reduction of `tensor`, which does not require grad, as a new one; None if it is done in place."""
@@ -183,10 +183,12 @@ class Verbs:
         record, uneven = self._begin(verb, input, op), () if is_even else sizes
         if not input.numel():
             return self._runner.nothing(record, async_op, uneven)
-        carrier = self._native_carrier(verb, op, input.dtype) if is_even else None
+        carrier = self._reductions.carrier(verb, op, input.dtype) if is_even else None
         if carrier is not None:
-            return self._runner.native(record, partial(self._reduce_scatter_carried, carrier, output, input), async_op)
-        run = partial(self._reduce_scatter_composed, output, input, op, sizes)
+            return self._runner.native(
+                record, partial(self._reductions.start_scatter, carrier, output, input), async_op
+            )
+        run = partial(self._reductions.compose_scatter, output, input, op, sizes)
         return self._runner.compose(record, run, async_op, uneven)
 
     def all_to_all(
@@ -252,10 +254,10 @@ class Verbs:
         record = self._begin(verb, tensor, op, dst)
         if not tensor.numel():
             return self._runner.nothing(record, async_op)
-        carrier = self._native_carrier(verb, op, tensor.dtype)
+        carrier = self._reductions.carrier(verb, op, tensor.dtype)
         if carrier is not None:
-            return self._runner.native(record, partial(self._reduce_carried, carrier, tensor, dst), async_op)
-        return self._runner.compose(record, partial(self._reduce_composed, tensor, op, dst), async_op)
+            return self._runner.native(record, partial(self._reductions.start, carrier, tensor, dst), async_op)
+        return self._runner.compose(record, partial(self._reductions.compose, tensor, op, dst), async_op)
 
     def gather(
         self,
@@ -427,50 +429,3 @@ class Verbs:
     def _move(self, record: Record, args: tuple[object, ...], async_op: bool, sizes: Sequence[int] = ()) -> Pending:
         """Compose a verb that only moves data."""
         return self._runner.compose(record, partial(self._lowered[record[VERB]].run, self._on, *args), async_op, sizes)
-
-    # How reductions run.
-
-    def _native_carrier(self, verb: str, op: str, dtype: torch.dtype) -> Carrier | None:
-        if verb not in self._own:
-            return None
-        pair = op, dtype
-        if pair not in self._carriers:
-            self._carriers[pair] = native_carrier(self._on, op, dtype)
-        return self._carriers[pair]
-
-    def _reduce_carried(self, carrier: Carrier, tensor: Tensor, dst: int | None = None) -> Start:
-        """Start the communicator's own all_reduce or, to `dst`, reduce."""
-        data = carrier.encode(tensor)
-        if dst is None:
-            pending = self._on.communicator.all_reduce(data, carrier.op)
-        else:
-            if dst != self._rank and carrier.shares and not self._on.communicator.reduce_spares:
-                data = data.clone()
-            pending = self._on.communicator.reduce(data, dst, carrier.op)
-            if dst != self._rank:
-                return pending, None
-        return pending, partial(carrier.decode, data, tensor, self._size) if carrier.hops else None
-
-    def _reduce_composed(self, tensor: Tensor, op: str, dst: int | None = None) -> None:
-        lowering = self._lowered["all_reduce" if dst is None else "reduce"]
-        carrier = lowering.carrier(self._on, op, tensor.dtype)
-        data = carrier.encode(tensor)
-        if dst not in (None, self._rank) and carrier.shares:
-            data = data.clone()
-        lowering.run(self._on, data, *(() if dst is None else (dst,)), carrier.op)
-        if dst is None or dst == self._rank:
-            carrier.decode(data, tensor, self._size)
-
-    def _reduce_scatter_carried(self, carrier: Carrier, output: Tensor, input: Tensor) -> Start:
-        data = carrier.encode(input)
-        target = carrier.encode(output) if carrier.shares else data.new_empty(data.numel() // self._size)
-        pending = self._on.communicator.reduce_scatter(target, data, carrier.op)
-        return pending, partial(carrier.decode, target, output, self._size) if carrier.hops else None
-
-    def _reduce_scatter_composed(self, output: Tensor, input: Tensor, op: str, counts: Sequence[int]) -> None:
-        lowering = self._lowered["reduce_scatter"]
-        carrier = lowering.carrier(self._on, op, input.dtype)
-        data = carrier.encode(input)
-        target = carrier.encode(output) if carrier.shares else data.new_empty(output.numel() * carrier.factor)
-        lowering.run(self._on, target, data, carrier.op, [count * carrier.factor for count in counts])
-        carrier.decode(target, output, self._size)
