@@ -9,7 +9,7 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from devices.errors import UnsupportedError
+from devices.errors import CollectiveError, CollectiveTimeoutError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +102,8 @@ class Capabilities:
         max_groups: how many groups of more than one rank may be open at once in a process; None for no limit.
         max_streams: how many streams the device runs at once; None for no limit.
         links: the device's links to other devices.
+        messages: how `send` and `recv` go where the devices have no messages of their own that programs could use:
+            "staged", through host memory; "" where they are the communicator's own, if it has any.
     """
 
     dtypes: frozenset[torch.dtype]
@@ -111,6 +113,7 @@ class Capabilities:
     max_groups: int | None = None
     max_streams: int | None = None
     links: tuple[Link, ...] = ()
+    messages: str = ""
 
     def allows_group_of(self, size: int) -> bool:
         """Return whether a group of `size` ranks is legal."""
@@ -144,6 +147,39 @@ class Group:
     def size(self) -> int:
         """The number of members."""
         return len(self.ranks)
+
+    def hear(self, key: str, rank: int) -> Any:
+        """Return what a member says by setting `key` in the store, having waited for it up to the group's timeout.
+
+        Args:
+            key: the key.
+            rank: who sets it.
+
+        Raises:
+            CollectiveError: it says nothing, and a member has died.
+            CollectiveTimeoutError: it says nothing in time.
+        """
+        seconds = self.timeout.total_seconds()
+        try:
+            has_come = self.store.comes(key, seconds)
+        except CollectiveError as error:
+            raise CollectiveError(f"{self}: {error}") from error
+        if not has_come:
+            raise CollectiveTimeoutError(
+                f"{self}: the group was not opened within {seconds:g} s: rank {self.ranks[rank]} did not come; every "
+                "rank makes all groups, its own and the others', in one order"
+            )
+        return self.store.get(key)
+
+    def share(self, key: str, value: Any) -> list[Any]:
+        """Tell the members `value`, which is JSON, and return what each of them told under that key, by rank.
+
+        Raises:
+            CollectiveError: one told nothing, and a member has died.
+            CollectiveTimeoutError: one told nothing in time.
+        """
+        self.store.set(f"{key}/{self.rank}", value)
+        return [self.hear(f"{key}/{rank}", rank) for rank in range(self.size)]
 
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.size} in group {self.name!r}"
@@ -227,6 +263,9 @@ class Communicator:
         native: one of torch's own backends, a `torch.distributed.Backend`, that carries the group. Torch's verbs on
             tensors of the group's device then go straight to it, and those on CPU tensors to gloo; torch shuts it
             down as it destroys the group, and `close` is called after that.
+        messages: carries the messages of programs, `send` and `recv`, in this one's place: for one that has no
+            `exchange`, or whose messages keep no tags apart, or whose order is that of its collectives. What verbs are
+            composed from stays here. Whoever sets it aborts and closes it too.
         reductions: what its own reductions take, where that is not what the device's `Capabilities` declare.
         note: what carries the group, in words, for `devices.explain()`.
         reduce_spares: whether its `reduce` leaves the tensors of all ranks but `dst` as they are.
@@ -238,6 +277,7 @@ class Communicator:
     own: frozenset[str] | None = None
     even: frozenset[str] = frozenset()
     native: Any = None
+    messages: Communicator | None = None
     reductions: Mapping[str, frozenset[torch.dtype]] | None = None
     note: str = ""
     anew: int = -1

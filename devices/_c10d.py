@@ -73,7 +73,7 @@ class DevicesGroup(dist.ProcessGroup):
         """Return the verbs over tensors on devices of that type, for torch's calls or for ours."""
         verbs = self._verbs.get(device_type)
         if verbs is None:
-            verbs = self.lanes.open(device_type)
+            raise self.lanes.stranger(device_type)
         return _observing.observed(verbs, is_ours=is_ours) if _observing.is_on else verbs
 
     # What torch asks a group about itself, from Python by some of these names and from C++ by others.

@@ -14,7 +14,7 @@ from devices._c10d import DevicesGroup
 from devices._lanes import Lanes, lanes_of, native_group
 from devices._launch import launch
 from devices._open import my_device
-from devices._roll_call import open_together
+from devices._roll_call import gone_from_world, open_together
 from devices._secret import authenticate, secret
 from devices._store import Store
 from devices.errors import UnsupportedError
@@ -47,7 +47,7 @@ def create_process_group(options: Any, choice: object = None) -> dist.ProcessGro
         _torch.refuse_object_collectives(lambda group: lanes_of(group) is not None, _pickle_refused)
     has_device = before is not None and before.choice.backend is chosen.backend
     device = before.group.device if before is not None and has_device else my_device(chosen.backend, ranks[rank])
-    gone = None
+    gone = gone_from_world(ranks, rank) if world is None and launch() is None else None
     if world is not None and launch() is None:
         name = f"group {options.group_id!r}"
         gone = open_together(options.store, name, ranks, ranks[rank], {"members": list(ranks)}, options.timeout)
@@ -67,6 +67,9 @@ def create_process_group(options: Any, choice: object = None) -> dist.ProcessGro
             # A store that is gone too says nothing of why the group did not open.
             error.add_note(f"nor could the store be told that the group did not open: {lost}")
         raise
+    finally:
+        if world is None and gone is not None:
+            gone.forget()
 
 
 def _meet(options: Any, rank: int, ranks: tuple[int, ...]) -> None:

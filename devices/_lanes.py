@@ -6,7 +6,6 @@ plain `dist.ProcessGroup`, which cannot be told anything: its lanes are remember
 
 from __future__ import annotations
 
-import threading
 import weakref
 from typing import Any, final
 
@@ -34,38 +33,41 @@ class Lanes:
         self.group = group
         self.choice = choice
         self.is_closed = False
-        self._lock = threading.Lock()
         observer = _observing.observer()
         if observer is not None:
             observer.opening(group, is_world=not dist.is_initialized())
         self.opened: dict[str, Verbs] = {group.device.type: open_verbs(choice.backend, group)}
+        if group.device.type != "cpu":
+            try:
+                # Now, when all ranks are here: the first CPU tensor may be that of a message between two of them.
+                self.opened["cpu"] = self._open_cpu()
+            except BaseException:
+                # A vendor's group that is not aborted waits for its peers as it closes.
+                self.abort()
+                self.close()
+                raise
 
     def verbs_on(self, device_type: str, *, is_ours: bool = False) -> AnyVerbs:
         """Return the verbs over tensors on devices of that type, for torch's calls or for ours."""
         verbs = self.opened.get(device_type)
         if verbs is None:
-            verbs = self.open(device_type)
+            raise self.stranger(device_type)
         return _observing.observed(verbs, is_ours=is_ours) if _observing.is_on else verbs
 
-    def open(self, device_type: str) -> Verbs:
-        """Open the CPU path of an accelerator's group when its first CPU tensor comes, on every rank alike."""
+    def stranger(self, device_type: str) -> ArgumentError:
+        """Return the error of a tensor on a device of a type that the group does not carry."""
         group = self.group
-        if device_type != "cpu":
-            raise ArgumentError(
-                f"rank {group.rank} of {group.size}: the tensor is on {device_type!r}, but group {group.name!r} is of "
-                f"backend {self.choice.backend.name!r} on {group.device.type!r}; move the tensor there"
-            )
-        if self.is_closed:
-            raise WorldError(f"{group}: the group is closed")
-        with self._lock:
-            return self.opened.get("cpu") or self._open_cpu()
+        return ArgumentError(
+            f"rank {group.rank} of {group.size}: the tensor is on {device_type!r}, but group {group.name!r} is of "
+            f"backend {self.choice.backend.name!r} on {group.device.type!r}; move the tensor there"
+        )
 
     def _open_cpu(self) -> Verbs:
-        group = self.group
-        backend = _registry.of_device_type("cpu")
-        lane = Group(group.ranks, group.rank, backend.devices()[0], group.store, group.timeout, f"{group.name}/cpu")
-        self.opened["cpu"] = open_verbs(backend, lane)
-        return self.opened["cpu"]
+        """Open the CPU path of an accelerator's group."""
+        group, backend = self.group, _registry.of_device_type("cpu")
+        device = backend.devices()[0]
+        store, name = group.store.under("cpu"), f"{group.name}/cpu"
+        return open_verbs(backend, Group(group.ranks, group.rank, device, store, group.timeout, name))
 
     @property
     def native(self) -> Any:

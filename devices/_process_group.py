@@ -54,8 +54,7 @@ class ProcessGroupCommunicator(Communicator):
         verbs: what the group has, by the names of `Communicator`'s methods; None for all that torch declares.
         even: what it has for equal parts alone: "all_to_all".
         native: whether torch's own verbs are to go straight to the group: `Communicator.native`.
-        messages: carries the messages of programs, `send` and `recv`, for a group whose own messages keep no tags
-            apart, or whose order is that of its collectives; those of composed verbs stay in the group.
+        messages: `Communicator.messages`, which is aborted and closed with this one.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class ProcessGroupCommunicator(Communicator):
     ) -> None:
         self._group = process_group
         self._is_gloo = type(process_group).__name__ == "ProcessGroupGloo"
-        self._messages = messages
+        self.messages = messages
         self.note = note
         self.own = None if verbs is None else _known(verbs)
         self.even = _known(even)
@@ -105,8 +104,6 @@ class ProcessGroupCommunicator(Communicator):
         return MappingProxyType(_REDUCTIONS.get(transport, {}))
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
-        if self._messages is not None and next(iter((*sends, *recvs))).tag < COLLECTIVE_TAG:
-            return self._messages.exchange(sends, recvs)
         if self._groups_messages:
             with _torch_groups.grouped_messages(self._group) as works:
                 self._start(sends, recvs)
@@ -163,8 +160,6 @@ class ProcessGroupCommunicator(Communicator):
         return self._group.scatter([output], inputs, options)
 
     def recv_any(self, tensor: torch.Tensor, tag: int) -> PendingFrom:
-        if self._messages is not None:
-            return self._messages.recv_any(tensor, tag)
         return _FromAny(self._group.recv_anysource([tensor], tag))
 
     def barrier(self) -> Pending:
@@ -176,8 +171,8 @@ class ProcessGroupCommunicator(Communicator):
                 self._give_up_gloo()
             self._group.abort()
         finally:
-            if self._messages is not None:
-                self._messages.abort()
+            if self.messages is not None:
+                self.messages.abort()
 
     def _give_up_gloo(self) -> None:
         """Make gloo give up all that is under way, which its own abort does not: a message that is late does."""
@@ -192,8 +187,8 @@ class ProcessGroupCommunicator(Communicator):
         try:
             _torch_groups.close_group(self._group)
         finally:
-            if self._messages is not None:
-                self._messages.close()
+            if self.messages is not None:
+                self.messages.close()
 
 
 def _known(verbs: Iterable[str]) -> frozenset[str]:

@@ -103,6 +103,12 @@ def _known(ranks: Sequence[int]) -> dict[int, Entry]:
     return {each: _world[each] for each in ranks} if is_same else {}
 
 
+def gone_from_world(ranks: Sequence[int], rank: int) -> Gone | None:
+    """Return what tells whether one of the world's ranks has died; None where they have told nothing of themselves."""
+    is_this = len(_world) == len(ranks) and _world[rank]["pid"] == os.getpid()
+    return Gone(_world, rank) if is_this else None
+
+
 def open_together(
     store: dist.Store, what: str, ranks: Sequence[int], rank: int, thinks: Mapping[str, Any], timeout: timedelta
 ) -> Gone:
@@ -141,6 +147,10 @@ class Gone:
         where = _process()["where"]
         here = {each: entry for each, entry in entries.items() if each != rank and entry["where"] == where}
         self._peers = Peers({each: Process.from_json(entry) for each, entry in here.items()}) if where else None
+
+    def forget(self) -> None:
+        """Say nothing from now on: a rank that has done its part may end."""
+        self._peers = None
 
     def __call__(self) -> str:
         dead = self._peers.dead() if self._peers else frozenset()

@@ -54,7 +54,8 @@ class Store:
 
     def get_all(self, keys: Sequence[str]) -> list[Any]:
         """Return the values of `keys`, waiting for them up to the store's timeout."""
-        if not self.torch.has_extended_api():  # type: ignore[attr-defined]  # not in the stubs
+        has_many: bool = self.torch.has_extended_api()  # type: ignore[attr-defined]  # not in the stubs
+        if self._gone is not None or not has_many:
             return [self.get(key) for key in keys]
         return [json.loads(value) for value in self.torch.multi_get(list(keys))]
 

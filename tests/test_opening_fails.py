@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ranks
 import torch
 import torch.distributed as dist
+from throwaway_plugins import GOOD_HOOK, PREAMBLE, Site
 
-from devices import Backend, Capabilities, Device, Probe
+import devices
+from devices import Backend, Capabilities, Device, Group, Probe, Store, _registry
 from devices._c10d_create import create_process_group
 from devices._registry import Choice
-from devices.errors import PluginError
+from devices.errors import CollectiveTimeoutError, PluginError
 
 
 class Refuses(Backend):
@@ -56,3 +62,44 @@ def test_a_store_that_is_gone_too_does_not_hide_why_a_group_did_not_open() -> No
     with pytest.raises(PluginError, match="could not open the group: the link is down") as told:
         create_process_group(options, Choice(Refuses(), "it was asked for", ()))
     assert "connection reset by peer" in "".join(told.value.__notes__)
+
+
+def test_a_member_that_tells_nothing_in_time_is_named() -> None:
+    group = Group((4, 7), 0, Device("toy", "cpu", 0), Store(dist.HashStore()), timedelta(seconds=0.1), "pair")
+    with pytest.raises(CollectiveTimeoutError, match=r"rank 0 of 2 in group 'pair': .* rank 7 did not come"):
+        group.share("place", "here")
+    group.store.set("place/1", ["there", 2])
+    assert group.share("place", "here") == ["here", ["there", 2]]
+
+
+DIES = """
+import os
+
+
+def open_group(self, group):
+    if os.environ["RANK"] == "1":
+        os._exit(7)
+    return group.share("place", group.rank)
+
+
+Throwaway.open = open_group
+"""
+
+
+def opens(folder: str) -> str:
+    sys.path.insert(0, folder)
+    _registry.reset()
+    try:
+        devices.init("toy", timeout=300)
+    except devices.errors.DevicesError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux, where processes can be watched")
+def test_a_rank_that_dies_while_a_plugin_opens_the_world_is_an_error_at_once(tmp_path: Path) -> None:
+    Site(tmp_path).add("toy", PREAMBLE + DIES + GOOD_HOOK)
+    (kind, said), (died, _) = ranks.outcomes(2, opens, str(tmp_path), timeout=120)
+    assert (kind, died) == ("returned", "died")
+    assert said.startswith("CollectiveError: rank 0 of 2 in group '0': rank 1 died, and this rank waits for what")

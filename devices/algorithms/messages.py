@@ -20,21 +20,26 @@ class Messages:
     """A group's messages, seen from one rank.
 
     Args:
-        communicator: carries them; None for a group of one.
+        communicator: carries them, or has one that does; None for a group of one.
         group: the members.
         require: what their arguments must be like.
         flight: records them; None for a group of one.
+
+    Attributes:
+        is_there: whether a message between two ranks can be sent.
     """
 
     def __init__(
         self, communicator: Communicator | None, group: Group, require: Requirements, flight: GroupRecorder | None
     ) -> None:
+        if communicator is not None and communicator.messages is not None:
+            communicator = communicator.messages
         self._communicator = communicator
         self._size = group.size
         self._require = require
         self._flight = flight
         own = own_verbs(communicator) if communicator is not None else frozenset()
-        self._is_there, self._has_any = "exchange" in own, "recv_any" in own
+        self.is_there, self._has_any = "exchange" in own, "recv_any" in own
 
     def exchange(self, verb: str, sends: Sequence[Message], recvs: Sequence[Message], async_op: bool) -> Pending:
         """Do all together, of tensors of any dtype; `verb` is what the program called."""
@@ -44,7 +49,7 @@ class Messages:
             self._require.open(verb, message.tensor.dtype)
         if not sends and not recvs:
             return DONE
-        if not self._is_there or self._communicator is None or self._flight is None:
+        if not self.is_there or self._communicator is None or self._flight is None:
             raise self._require.no_messages(verb, self._communicator)
         out, into = [_in_bytes(message) for message in sends], [_in_bytes(message) for message in recvs]
         first, *others = *sends, *recvs

@@ -11,7 +11,6 @@ from devices.domains.communicator import DomainsCommunicator
 from devices.domains.inside import Inside
 from devices.domains.members import Domains
 from devices.fabric.communicator import REDUCTIONS
-from devices.fabric.host.meeting import hear
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +43,7 @@ def open_domains(
     Returns:
         What `open_between` does, where it is all that there is: no domain has two ranks, or one has all.
     """
-    group.store.set(f"domain/{group.rank}", [key or f"rank {group.rank}", name])
-    domains = Domains.of([tuple(hear(group, f"domain/{rank}", rank)) for rank in range(group.size)])
+    domains = Domains.of([tuple(told) for told in group.share("domain", [key or f"rank {group.rank}", name])])
     between = open_between(group)
     if len(domains.members) in (1, group.size):
         return between

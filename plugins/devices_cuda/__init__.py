@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, final
 
-from devices import Backend, Capabilities, Communicator, Device, Group, Probe, hookimpl
+from devices import Backend, Capabilities, Communicator, Device, Group, Probe, Variable, hookimpl
 
 if TYPE_CHECKING:
     from devices.topology import Topology
@@ -39,6 +40,19 @@ class CudaBackend(Backend):
         from devices_cuda.presence import topology_of_this_host
 
         return topology_of_this_host()
+
+    def launch_environment(self, ranks: int | None = None, local_rank: int | None = None) -> Sequence[Variable]:
+        from devices.errors import UnsupportedError
+        from devices_cuda.launch import own_variables, shared_variables
+        from devices_cuda.presence import AbsentError, host
+
+        try:
+            machine = host()
+        except AbsentError as absent:
+            raise UnsupportedError(str(absent)) from absent
+        if local_rank is None:
+            return shared_variables(machine, os.environ, ranks)
+        return own_variables(machine, os.environ, ranks, local_rank)
 
     def contradictions(self) -> Sequence[str]:
         from devices_cuda.misfits import contradictions

@@ -42,7 +42,7 @@ def capabilities_of(capability: tuple[int, int] | None, links: tuple[Link, ...] 
 
     dtypes = frozenset(getattr(torch, name) for name in dtypes_of(capability))
     reductions = {op: some & dtypes for op, some in ProcessGroupCommunicator.reductions_of("nccl").items()}
-    return Capabilities(dtypes=dtypes, reductions=MappingProxyType(reductions), links=links)
+    return Capabilities(dtypes=dtypes, reductions=MappingProxyType(reductions), links=links, messages="staged")
 
 
 def capabilities(device: Device) -> Capabilities:

@@ -16,8 +16,7 @@ def open_group(group: Group) -> Communicator:
 
     Not run on hardware but for what needs none: how ranks find out that they share a GPU, and what is done then.
     """
-    group.store.set(f"cuda/{group.rank}", place(group.device.index))
-    places = group.store.get_all([f"cuda/{rank}" for rank in range(group.size)])
+    places = group.share("cuda", place(group.device.index))
     if without := [rank for rank, where in enumerate(places) if where["nccl"] is None]:
         raise UnsupportedError(
             f"{group}: torch has no NCCL on rank {without[0]}; install a torch that is built with CUDA for Linux there"
@@ -62,8 +61,13 @@ def _nccl(group: Group, version: str) -> Communicator:
     from devices import ProcessGroupCommunicator, torch_backend
 
     backend = torch_backend("nccl", group)
-    # NCCL connects now, on this device: what is wrong shows here, and the first verb may be one that is captured.
-    backend.eager_connect_single_device(torch.device("cuda", group.device.index))
-    # NCCL has no tags, and its messages wait their turn among the group's collectives.
-    messages = open_staged(group, "messages between two ranks keep out of the order of NCCL's collectives")
+    try:
+        # NCCL connects now, on this device: what is wrong shows here, and the first verb may be one that is captured.
+        backend.eager_connect_single_device(torch.device("cuda", group.device.index))
+        # NCCL has no tags, and its messages wait their turn among the group's collectives.
+        messages = open_staged(group, "messages between two ranks keep out of the order of NCCL's collectives")
+    except BaseException:
+        # Not shut down, which waits for peers that may not come.
+        backend.abort()
+        raise
     return ProcessGroupCommunicator(backend, f"NCCL {version}", native=True, messages=messages)

@@ -9,6 +9,7 @@ from devices.errors import TopologyError
 from devices_cuda.compare import disagreements
 from devices_cuda.files import matrix_of_this_host
 from devices_cuda.graph import faults
+from devices_cuda.launch import contradictions as of_network
 from devices_cuda.presence import AbsentError, host, numbering
 from devices_cuda.record import RecordError
 from devices_cuda.visibility import VARIABLE, visible
@@ -23,7 +24,7 @@ def contradictions() -> tuple[str, ...]:
     except AbsentError:
         return ()
     left = visible(found, os.environ.get(VARIABLE))
-    said = [left.reason, numbering(found)]
+    said = [left.reason, numbering(found), *of_network(os.environ)]
     try:
         said += faults(found, left.seen)
     except TopologyError as error:

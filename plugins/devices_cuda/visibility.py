@@ -43,10 +43,22 @@ def visible(machine: Machine, setting: str | None) -> Visible:
     What CUDA's documents say of it: indices or UUIDs, the latter as short as is clear; what is no device ends the list;
     what is there twice leaves nothing. A process sees one MIG instance, and no GPU beside it.
     """
+    chosen, reason = _chosen(machine, setting)
+    return Visible((), reason) if not chosen and reason else _within_mig(machine, chosen, reason)
+
+
+def parts(machine: Machine, setting: str | None) -> tuple[Seen, ...]:
+    """Return what several processes together may use of a machine: of a GPU that is divided, each instance."""
+    chosen, _ = _chosen(machine, setting)
+    return tuple(seen for seen in chosen if not seen.gpu.mig or seen.instance is not None)
+
+
+def _chosen(machine: Machine, setting: str | None) -> tuple[list[Seen], str]:
+    """Return what a setting names, and why it is not all; nothing, and why, where it hides everything."""
     if setting is None:
-        return _within_mig(machine, list(_all(machine)), "")
+        return list(_all(machine)), ""
     if not setting.strip():
-        return Visible((), f"{VARIABLE} is empty, which hides all GPUs ({len(machine.gpus)} here)")
+        return [], f"{VARIABLE} is empty, which hides all GPUs ({len(machine.gpus)} here)"
     entries = [entry.strip() for entry in setting.split(",")]
     find = _by_uuid if entries[0].startswith(("GPU-", "MIG-")) else _by_index
     chosen: list[Seen] = []
@@ -57,9 +69,9 @@ def visible(machine: Machine, setting: str | None) -> Visible:
             reason = f"{VARIABLE}={setting}: {entry!r} {found}, and ends the list"
             break
         if found in chosen:
-            return Visible((), f"{VARIABLE}={setting} names {entry!r} twice, which hides all GPUs")
+            return [], f"{VARIABLE}={setting} names {entry!r} twice, which hides all GPUs"
         chosen.append(found)
-    return _within_mig(machine, chosen, reason)
+    return chosen, reason
 
 
 def _all(machine: Machine) -> Iterator[Seen]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
-from devices import Communicator, Group, Pending, ProcessGroupCommunicator
+from devices import Communicator, Group, Pending, ProcessGroupCommunicator, open_staged
 from devices.errors import CollectiveError
 
 if TYPE_CHECKING:
@@ -27,29 +27,40 @@ class NeuronCommunicator(Communicator):
     nothing says where it rounds, for integers that it does not go through float32, for min and max what becomes of a
     NaN. Those are composed from that sum or from what all ranks gather.
 
-    A verb that is waited for holds the host, so that it can be late or aborted.
+    A verb that is waited for holds the host, so that it can be late or aborted. Messages between two ranks, which no
+    document shows that the vendor has, go through host memory.
 
     Args:
         group: the members.
         carried: carries the verbs to the vendor's group.
+        messages: carries the messages of programs.
         has_all_to_all: whether the vendor has an all_to_all over these ranks: it has one where the world's ranks are
             divided into groups like this in their order.
     """
 
     even = frozenset(("all_to_all",))
 
-    def __init__(self, group: Group, carried: ProcessGroupCommunicator, has_all_to_all: bool) -> None:
+    def __init__(
+        self, group: Group, carried: ProcessGroupCommunicator, messages: Communicator, has_all_to_all: bool
+    ) -> None:
         self._group = group
         self._carried = carried
+        self.messages: Communicator = messages
         self._ended = threading.Event()
         self.own = frozenset((*_VERBS, "all_to_all") if has_all_to_all else _VERBS)
         self.reductions = _reductions()
-        self.note = "torch's process group 'neuron'"
+        self.note = f"torch's process group 'neuron'; messages between two ranks {messages.note}"
 
     @classmethod
     def open(cls, group: Group, has_all_to_all: bool) -> NeuronCommunicator:
         """Return one over a new group of the vendor's."""
-        return cls(group, ProcessGroupCommunicator.open("neuron", group, even=cls.even), has_all_to_all)
+        carried = ProcessGroupCommunicator.open("neuron", group, even=cls.even)
+        try:
+            messages = open_staged(group, "no document shows that the vendor has any")
+        except BaseException:
+            carried.close()
+            raise
+        return cls(group, carried, messages, has_all_to_all)
 
     def all_gather(self, output: torch.Tensor, input: torch.Tensor) -> Pending:
         return self._held(self._carried.all_gather(output, input))
@@ -73,9 +84,13 @@ class NeuronCommunicator(Communicator):
 
     def abort(self) -> None:
         self._ended.set()
+        self.messages.abort()
 
     def close(self) -> None:
-        self._carried.close()
+        try:
+            self._carried.close()
+        finally:
+            self.messages.close()
 
     def _held(self, work: Pending) -> Pending:
         return _Held(self._group, self._ended, work)

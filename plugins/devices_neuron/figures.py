@@ -96,6 +96,7 @@ def capabilities_of(machine: Machine, cores: Sequence[Core], device: Device) -> 
         max_groups=limits.max_groups,
         max_streams=limits.max_streams,
         links=links_of(machine, cores, device),
+        messages="staged",
     )
 
 

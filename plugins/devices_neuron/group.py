@@ -157,8 +157,7 @@ def _claim(group: Group) -> _Claim:
 
 def _claims(group: Group, mine: _Claim) -> list[_Claim]:
     """Return what all ranks tell, in rank order."""
-    group.store.set(f"neuron/claim/{group.rank}", asdict(mine))
-    told: list[dict[str, Any]] = [group.store.get(f"neuron/claim/{rank}") for rank in range(group.size)]
+    told = group.share("neuron/claim", asdict(mine))
     return [_Claim(**{**each, "cores": tuple(each["cores"])}) for each in told]
 
 

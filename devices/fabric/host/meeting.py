@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from devices._backend import Group
-from devices.errors import CollectiveError, CollectiveTimeoutError
+from devices.errors import CollectiveError
 from devices.fabric.host.communicator import SharedMemoryCommunicator
 from devices.fabric.host.layout import HERE, STATE, Layout
 from devices.fabric.host.peers import Process
@@ -113,7 +113,7 @@ class _Host:
         self._group = group
         self._prefix = prefix
         self._layout = layout
-        self._cards = [card, *(_Card(hear(group, f"{prefix}host/{rank}", rank)) for rank in range(1, group.size))]
+        self._cards = [card, *(_Card(group.hear(f"{prefix}host/{rank}", rank)) for rank in range(1, group.size))]
 
     def open(self) -> Met | str:
         reason = self._why_not()
@@ -127,7 +127,7 @@ class _Host:
             cards = [card.process.to_json() for card in self._cards]
             group.store.set(f"{prefix}memory", {"reason": "", "descriptor": descriptor, "processes": cards})
             # The descriptor is what the others find the memory by.
-            failed = [said for rank in range(1, group.size) if (said := hear(group, f"{prefix}mapped/{rank}", rank))]
+            failed = [said for rank in range(1, group.size) if (said := group.hear(f"{prefix}mapped/{rank}", rank))]
         finally:
             os.close(descriptor)
         reason = f"a process cannot map the memory of another: {failed[0]}" if failed else ""
@@ -144,7 +144,7 @@ class _Host:
 
 
 def _guest(group: Group, prefix: str, layout: Layout) -> Met | str:
-    plan = hear(group, f"{prefix}memory", 0)
+    plan = group.hear(f"{prefix}memory", 0)
     if plan["reason"]:
         return str(plan["reason"])
     cards = plan["processes"]
@@ -158,27 +158,12 @@ def _guest(group: Group, prefix: str, layout: Layout) -> Met | str:
     except (OSError, ValueError) as error:
         said = f"rank {group.ranks[group.rank]}: {error}"
     group.store.set(f"{prefix}mapped/{group.rank}", said)
-    reason = hear(group, f"{prefix}opened", 0)
+    reason = group.hear(f"{prefix}opened", 0)
     if reason:
         return str(reason)
     if segment is None:
         raise CollectiveError(f"{group}: the memory of the group could not be mapped: {said}")
     return _opened(segment, group, cards)
-
-
-def hear(group: Group, key: str, rank: int) -> Any:
-    """Return what a rank of the group says in the store.
-
-    Raises:
-        CollectiveTimeoutError: it says nothing within the group's timeout.
-    """
-    seconds = group.timeout.total_seconds()
-    if not group.store.comes(key, seconds):
-        raise CollectiveTimeoutError(
-            f"{group}: the group was not opened within {seconds:g} s: rank {group.ranks[rank]} did not come; every "
-            "rank makes all groups, its own and the others', in one order"
-        )
-    return group.store.get(key)
 
 
 def _opened(segment: Segment, group: Group, cards: list[dict[str, int]]) -> Met:

@@ -26,6 +26,9 @@ _ALL = (
     "barrier",
 )
 
+_MESSAGES = "messages"
+"""Beside the names of verbs, that messages between two ranks are there."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -36,11 +39,13 @@ class Own:
         verbs: that it has.
         composed: that are composed from those.
         unused: reductions that are declared and are composed all the same, for it lacks the verb: in words.
+        has_messages: whether a program's messages between two ranks are carried, by it or by another in its place.
     """
 
     verbs: tuple[str, ...]
     composed: tuple[str, ...]
     unused: tuple[str, ...]
+    has_messages: bool
 
 
 def own_of(subject: Subject) -> Own | None:
@@ -57,14 +62,14 @@ def own_of(subject: Subject) -> Own | None:
     missing = [verb for verb in REDUCING if verb not in found]
     unused = tuple(f"{verb} of {', '.join(declared)}" for verb in missing) if declared else ()
     composed = [verb for verb in (*_ALL[1:], "permute") if verb not in found]
-    return Own(tuple(verb for verb in _ALL if verb in found), tuple(composed), unused)
+    return Own(tuple(verb for verb in _ALL if verb in found), tuple(composed), unused, _MESSAGES in found)
 
 
 def has_messages(subject: Subject) -> bool:
     """Return whether a backend has messages between two ranks, which nothing composes."""
     if "messages" not in subject.kept:
         own = own_of(subject)
-        subject.kept["messages"] = own is None or "exchange" in own.verbs
+        subject.kept["messages"] = own is None or own.has_messages
     return bool(subject.kept["messages"])
 
 
@@ -72,4 +77,6 @@ def _own(world: Any) -> list[str]:
     verbs = own_verbs(None)
     # Where somebody watches, it is what is watched that has them.
     verbs = getattr(verbs, "_verbs", verbs)
-    return sorted(verbs._own) if isinstance(verbs, Verbs) else []
+    if not isinstance(verbs, Verbs):
+        return []
+    return sorted(verbs._own | ({_MESSAGES} if verbs._messages.is_there else frozenset()))

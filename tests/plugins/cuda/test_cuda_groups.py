@@ -84,6 +84,32 @@ def test_a_torch_without_nccl_is_an_error_on_every_rank_that_names_the_one(monke
         assert "torch has no NCCL on rank 1" in str(error)
 
 
+class Connected:
+    """What stands for torch's NCCL group: it connects, and hears how it ends."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def eager_connect_single_device(self, device: torch.device) -> None:
+        self.calls.append(f"connected {device}")
+
+    def abort(self) -> None:
+        self.calls.append("aborted")
+
+
+def test_a_group_whose_messages_cannot_open_leaves_no_nccl_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [Connected(), Connected()]
+    monkeypatch.setattr(devices, "torch_backend", lambda _, group: made[group.rank])
+
+    def refuse(*_: object) -> None:
+        raise OSError("no memory to pin")
+
+    monkeypatch.setattr(cuda, "open_staged", refuse)
+    for error in opened(monkeypatch, [at("PCI 0:1:0"), at("PCI 0:2:0")], lambda *_: None):
+        assert str(error) == "no memory to pin"
+    assert [each.calls for each in made] == [[f"connected cuda:{rank}", "aborted"] for rank in range(2)]
+
+
 # On hardware.
 
 

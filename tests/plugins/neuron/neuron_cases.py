@@ -58,10 +58,27 @@ def verbs(world: Any) -> dict[str, Any]:
         "empty": devices.all_gather(torch.empty(0, 3, device=here)),
         "float8": devices.all_gather(torch.tensor([1.5], device=here).to(torch.float8_e5m2)).float(),
         "explained": world.explain(),
-        "sent": said(lambda: devices.send(x, dst=(rank + 1) % size)),
+        "sent around": around(x),
+        "sent on the host": between_two(torch.tensor([rank])),
         "float64": said(lambda: devices.all_reduce(x.double())),
     }  # fmt: skip
     return {name: value.tolist() if isinstance(value, torch.Tensor) else str(value) for name, value in found.items()}
+
+
+def around(x: torch.Tensor) -> torch.Tensor:
+    """Send `x` to the next rank, and return what the one before has sent."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    sent = devices.send(x, dst=(rank + 1) % size, tag=3, async_op=True)
+    came = devices.recv(torch.empty_like(x), src=(rank - 1) % size, tag=3)
+    sent.wait()
+    return came
+
+
+def between_two(x: torch.Tensor) -> torch.Tensor:
+    """Send `x` from rank 1 to rank 2, in which no other rank takes part."""
+    if dist.get_rank() == 1:
+        devices.send(x, dst=2)
+    return devices.recv(torch.empty_like(x), src=1) if dist.get_rank() == 2 else x
 
 
 def placed(world: Any) -> tuple[list[Any], list[Any]]:

@@ -24,15 +24,10 @@ def conformance(folder: Path, only: str) -> dict[str, dict[str, Any]]:
     return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
 
 
-MESSAGES = {"one_tag", "other_tags", "receives_first", "both_send", "beside"}
-"""Laws of messages between two ranks, which the backend has not."""
-
-
-def test_laws_of_order_hold_or_are_refused_on_the_standin(tmp_path: Path) -> None:
+def test_laws_of_order_hold_on_the_standin(tmp_path: Path) -> None:
     checks = conformance(tmp_path, "order.[!fgst]*")
-    assert {name.removeprefix("order.") for name in checks} > MESSAGES
+    assert len(checks) > 10
     for name, check in checks.items():
         assert check["failed"] == [], name
-        is_of_messages = name.removeprefix("order.") in MESSAGES
-        assert check["refused"] == (["messages between two ranks"] if is_of_messages else []), name
-        assert bool(check["proved"]) is not is_of_messages, name
+        assert check["refused"] == [], name
+        assert check["proved"], name
