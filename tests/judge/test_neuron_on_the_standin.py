@@ -1,4 +1,4 @@
-"""The whole conformance kit over the Neuron plugin, on the stand-in of torch_neuronx and not on hardware. `make judge`."""
+"""The whole conformance kit over the Neuron plugin: on the stand-in, not on hardware. `make judge`."""
 
 from __future__ import annotations
 
