@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from devices.topology import Topology
+    from devices.topology import Cluster, Topology
 
 MATRIX = 20
 """Up to so many nodes, what lies between every two is shown; of more, how many links there are of each sort."""
 
-OPTIONS = ("--svg", "--bounds")
+OPTIONS = ("--svg", "--bounds", "--members", "--chips")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("--svg", metavar="FILE", help="draw a picture there")
     parser.add_argument("--bounds", action="store_true", help="say what each collective reaches at best, and why")
+    parser.add_argument("--members", type=int, metavar="N", help="of a cluster the first N UltraServers or machines")
+    parser.add_argument("--chips", type=_chips, metavar="A,B", help="of a domain of two kinds, how many are of each")
     parser.add_argument("--json", action="store_true", help="print the topology as JSON")
     parser.add_argument(
         "what", nargs="?", help="a target of the catalogue or a .json or .toml file; this host if left out"
@@ -32,21 +34,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     from devices.errors import DevicesError
-    from devices.topology import discover, of_target, read
     from devices.topology.drawing import svg
     from devices.topology.files import to_json
 
     try:
-        if options.what is None:
-            found = discover()
-        elif options.what.endswith((".json", ".toml")):
-            found = read(options.what)
-        else:
-            found = of_target(options.what)
+        found = _asked(options)
         if options.svg:
-            Path(options.svg).write_text(svg(found), encoding="utf-8")
+            Path(options.svg).write_text(svg(_whole(found)), encoding="utf-8")
         if options.json:
-            print(to_json(found))
+            print(to_json(_whole(found)))
         else:
             _show(found, options.bounds)
     except (DevicesError, OSError) as error:
@@ -56,22 +52,65 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show(topology: Topology, with_bounds: bool) -> None:
+def _asked(options: argparse.Namespace) -> Topology | Cluster:
+    from devices.errors import ArgumentError
+    from devices.topology import Cluster, discover, of_target, read
+
+    is_target = options.what is not None and not options.what.endswith((".json", ".toml"))
+    if options.chips is not None and not is_target:
+        raise ArgumentError("--chips goes with a target that is a domain of two kinds of chips")
+    found: Topology | Cluster
+    if options.what is None:
+        found = discover()
+    elif is_target:
+        found = of_target(options.what, chips=options.chips)
+    else:
+        found = read(options.what)
+    if options.members is None:
+        return found
+    if not isinstance(found, Cluster):
+        raise ArgumentError(f"--members goes with a cluster, and {found} is none")
+    return found.part(options.members)
+
+
+def _whole(topology: Topology | Cluster) -> Topology:
+    from devices.topology import Cluster
+
+    return topology.part(topology.times) if isinstance(topology, Cluster) else topology
+
+
+def _chips(text: str) -> tuple[int, int]:
+    try:
+        one, other = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"two numbers of chips are written as 36,36, not {text!r}") from None
+    return one, other
+
+
+def _show(topology: Topology | Cluster, with_bounds: bool) -> None:
     from rich.text import Text
 
     from devices import _terminal
+    from devices.topology import Cluster
 
-    kinds = {kind: sum(node.kind == kind for node in topology.nodes) for kind in ("device", "switch", "nic", "host")}
-    counted = ", ".join(f"{count} {_plural(kind, count)}" for kind, count in kinds.items() if count)
+    # Of a cluster what is seen of one member is counted so many times.
+    times = topology.times if isinstance(topology, Cluster) else 1
+    whole = topology.part(1) if isinstance(topology, Cluster) else topology
+    kinds = {kind: sum(node.kind == kind for node in whole.nodes) for kind in ("device", "switch", "nic", "host")}
+    if times > 1:
+        kinds["switch"] -= 1
+    counted = ", ".join(f"{count * times:,} {_plural(kind, count * times)}" for kind, count in kinds.items() if count)
+    if times > 1:
+        counted += f", {times:,} members, a network"
     sections: list[tuple[str, RenderableType]] = [(topology.name or "Topology", Text(counted or "nothing"))]
-    if topology.links:
-        if len(topology.nodes) <= MATRIX:
-            sections.append(("GB/s from the node on the left to the one above", _matrix(topology)))
-        sections.append(("Links", _sorts(topology)))
-        if origins := dict.fromkeys(link.origin for link in topology.links if link.origin):
+    if whole.links:
+        if len(whole.nodes) <= MATRIX and times == 1:
+            sections.append(("GB/s from the node on the left to the one above", _matrix(whole)))
+        sections.append(("Links", _sorts(whole, times)))
+        if origins := dict.fromkeys(link.origin for link in whole.links if link.origin):
             sections.append(("Where the figures are from", Text("\n".join(origins))))
     if with_bounds:
-        sections.append(("At best, by the size of the data", Text("\n".join(_bounds(topology)))))
+        sections.append(("At best, by the size of the data", Text("\n".join(_bounds(_whole(topology))))))
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     _terminal.show(sections, sys.stdout)
 
@@ -98,7 +137,7 @@ def _matrix(topology: Topology) -> RenderableType:
     return table
 
 
-def _sorts(topology: Topology) -> RenderableType:
+def _sorts(topology: Topology, times: int) -> RenderableType:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -117,7 +156,7 @@ def _sorts(topology: Topology) -> RenderableType:
         )
         sorts[sort] = sorts.get(sort, 0) + 1
     for sort, count in sorts.items():
-        table.add_row(str(count), *sort)
+        table.add_row(f"{count * times:,}", *sort)
     return table
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from devices.topology.bounds import Bound, bound
     from devices.topology.builders import fat_tree, machines, networked, rails, ring, switch, torus
     from devices.topology.calibration import Calibration, read_calibration
+    from devices.topology.calls import traffic
+    from devices.topology.clusters import Cluster
     from devices.topology.cost import predict
     from devices.topology.discovery import discover
     from devices.topology.estimate import Estimate, Interval
@@ -36,6 +38,8 @@ _LAZY = {
         ("fat_tree", "machines", "networked", "rails", "ring", "switch", "torus"), "devices.topology.builders"
     ),
     **dict.fromkeys(("Calibration", "read_calibration"), "devices.topology.calibration"),
+    "traffic": "devices.topology.calls",
+    "Cluster": "devices.topology.clusters",
     "predict": "devices.topology.cost",
     "discover": "devices.topology.discovery",
     **dict.fromkeys(("Estimate", "Interval"), "devices.topology.estimate"),
@@ -58,6 +62,7 @@ __all__ = [
     "Calibration",
     "Choice",
     "Choices",
+    "Cluster",
     "Estimate",
     "Interval",
     "Layout",
@@ -94,6 +99,7 @@ __all__ = [
     "switch",
     "synthesize",
     "torus",
+    "traffic",
     "training_step",
     "write",
 ]

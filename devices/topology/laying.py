@@ -6,10 +6,12 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import final, overload
 
 from devices.errors import ArgumentError, MeshError
+from devices.topology.clusters import Cluster
 from devices.topology.graph import Topology
+from devices.topology.nesting import Nesting, nest
 from devices.topology.paths import Paths
 from devices.topology.shapes import digits
 
@@ -49,14 +51,21 @@ class Layout:
     proven: bool
 
 
-def layout(topology: Topology, axes: Mapping[str, int], traffic: Mapping[str, Number] | None = None) -> Layout:
+@overload
+def layout(topology: Topology, axes: Mapping[str, int], traffic: Mapping[str, Number] | None = None) -> Layout: ...
+@overload
+def layout(topology: Cluster, axes: Mapping[str, int], traffic: Mapping[str, Number] | None = None) -> Nesting: ...
+def layout(
+    topology: Topology | Cluster, axes: Mapping[str, int], traffic: Mapping[str, Number] | None = None
+) -> Layout | Nesting:
     """Lay a mesh on a topology so that the predicted time of its traffic is least.
 
     Along each axis the groups do a ring all-reduce, all at once, both ways round; bytes go by the shortest paths, in
     equal parts where there are several. An axis takes as long as the link that most of them meet.
 
     Args:
-        topology: it is connected, and the bandwidths of its links are known.
+        topology: it is connected, and the bandwidths of its links are known. On a cluster the mesh is one of ranks, of
+            which a chip may have several, and `nest` says how far apart the neighbours of each axis are.
         axes: the length of each axis, the last varying fastest; they multiply to the number of devices.
         traffic: the bytes of each axis: how much its all-reduces add up to, for each device. Without it the last axis
             has the most, each before it a tenth of the next, as in `world.mesh({"dp": ..., "tp": ...})`.
@@ -70,6 +79,8 @@ def layout(topology: Topology, axes: Mapping[str, int], traffic: Mapping[str, Nu
     (0, 1, 2, 3)
     """
     lengths = dict(axes)
+    if isinstance(topology, Cluster):
+        return nest(topology.target, lengths, dict(zip(lengths, _weights(lengths, traffic), strict=True)))
     sizes = _sizes(lengths, len(topology.devices))
     weights = _weights(lengths, traffic)
     paths = Paths(topology)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from devices.catalogue import Figure, Target
-from devices.errors import ArgumentError, TargetNotFoundError, TopologyError
+from devices.errors import ArgumentError, MeshError, TargetNotFoundError, TopologyError
 
 UNKNOWN = "unknown"
 """What moves the data where nobody has said."""
@@ -78,6 +78,16 @@ class Machine:
                 f"{ranks} ranks on {self.name} are more than one domain's {per_domain} and not all of several"
             )
         return math.ceil(ranks / per_domain)
+
+    def having(self, ranks: int) -> int:
+        """Return the number of ranks of a mesh, which a cluster has and others are as many as it takes.
+
+        Raises:
+            MeshError: it has fewer.
+        """
+        if self.total is not None and ranks > self.ranks:
+            raise MeshError(f"the axes need {ranks} ranks, and {self.name} has {self.ranks}")
+        return ranks
 
     def part(self, inside: int, stride: int = 1) -> Machine:
         """Return the machine as a group sees it that has `inside` ranks of a domain, `stride` apart.

@@ -9,7 +9,7 @@ from typing import Any, final
 
 from devices.catalogue import Target
 from devices.errors import ArgumentError
-from devices.topology.axes import along, strides
+from devices.topology.axes import along, apart
 from devices.topology.chip import EFFICIENCY, STREAMING, Rank, rank_of
 from devices.topology.estimate import Estimate, Interval
 from devices.topology.model import Model, check_mesh, mesh_of
@@ -46,6 +46,7 @@ def serving(
     batch: int,
     *,
     prompt: int | None = None,
+    strides: Mapping[str, int] | None = None,
     watts: float | None = None,
     price: float | None = None,
 ) -> Service:
@@ -57,11 +58,13 @@ def serving(
         mesh: the length of each axis: "dp" for replicas, "tp", "pp" and "ep" for the ranks of one.
         batch: sequences at a time, of all replicas together.
         prompt: tokens of a prompt; half of the sequence if not said.
+        strides: how far apart the neighbours of each axis are, as `nest` finds it, if not the first the farthest.
         watts: what a chip takes; the catalogue's figure if not said.
         price: what an hour of a chip costs; the catalogue's figure if not said.
 
     Raises:
         ArgumentError: the mesh or the batch does not suit the model.
+        MeshError: a cluster has fewer ranks, or the axes cannot lie so.
         TopologyError: a figure that is needed is not known.
     """
     axes = mesh_of(dict(mesh))
@@ -76,7 +79,7 @@ def serving(
     if not 0 < length <= model.sequence:
         raise ArgumentError(f"a prompt has 1 to {model.sequence} tokens, the model's sequence, got {prompt}")
     rank = rank_of(on, model.dtype, watts, price)
-    ranks = math.prod(axes.values())
+    ranks = rank.machine.having(math.prod(axes.values()))
     share = axes["tp"] * axes["pp"]
     held = model.parameters_per_rank(axes) * model.width
     # Heads of keys and values that are fewer than tp are on several ranks.
@@ -89,7 +92,7 @@ def serving(
         read = STREAMING.under((_weights(model, axes, per_rank * tokens, held) + seen) / rank.bandwidth)
         # Weights stream in while they are multiplied: the slower of the two is what takes the time.
         works = Interval(max(compute.low, read.low), max(compute.expected, read.expected), max(compute.high, read.high))
-        found, waits = _collectives(model, axes, rank, per_rank * tokens)
+        found, waits = _collectives(model, axes, rank, per_rank * tokens, apart(axes, strides))
         # Batches follow each other through the stages of a pipeline, so a rank is busy with its share alone.
         seconds = works + waits
         parts = {"compute": compute.expected, "memory": read.expected, "collectives": waits.expected}
@@ -106,19 +109,20 @@ def _weights(model: Model, axes: dict[str, int], tokens: float, held: float) -> 
     return held - experts + min(experts, max(met, 0.0) * tokens)
 
 
-def _collectives(model: Model, axes: dict[str, int], rank: Rank, tokens: float) -> tuple[dict[str, Estimate], Interval]:
-    apart = strides(axes)
+def _collectives(
+    model: Model, axes: dict[str, int], rank: Rank, tokens: float, far: Mapping[str, int]
+) -> tuple[dict[str, Estimate], Interval]:
     layers = model.layers // axes["pp"]
     size = tokens * model.hidden * model.width
     found: dict[str, Estimate] = {}
     waits = Interval.exactly(0.0)
     if axes["tp"] > 1:
-        found["tp"] = along("all_reduce", size, rank.machine, axes["tp"], apart["tp"])
+        found["tp"] = along("all_reduce", size, rank.machine, axes["tp"], far["tp"])
         waits += found["tp"].seconds.times(2 * layers)
     if axes["ep"] > 1:
-        found["ep"] = along("all_to_all", size * model.choices, rank.machine, axes["ep"], apart["ep"])
+        found["ep"] = along("all_to_all", size * model.choices, rank.machine, axes["ep"], far["ep"])
         waits += found["ep"].seconds.times(2 * layers)
     if axes["pp"] > 1:
-        found["pp"] = along("send", size / axes["tp"], rank.machine, axes["pp"], apart["pp"])
+        found["pp"] = along("send", size / axes["tp"], rank.machine, axes["pp"], far["pp"])
         waits += found["pp"].seconds
     return found, waits

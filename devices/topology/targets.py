@@ -1,4 +1,4 @@
-"""The graph of a machine or an UltraServer of the catalogue, each link with where its figures are from."""
+"""The graph of a target of the catalogue, each link with where its figures are from."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ from dataclasses import replace
 
 from devices import catalogue
 from devices.catalogue import Figure, Target
-from devices.errors import TopologyError
+from devices.errors import ArgumentError, TopologyError
 from devices.topology.builders import switch, torus
+from devices.topology.clusters import NETWORK, Cluster
 from devices.topology.graph import Link, Node, Topology, both
+from devices.topology.machine import machine_of
 
 _SHAPE = re.compile(r"(torus|ring|line) (\d+(?:x\d+)*)")
 
 
-def of_target(target: str | Target, device: str = "device") -> Topology:
+def of_target(
+    target: str | Target, device: str = "device", *, chips: tuple[int, int] | None = None
+) -> Topology | Cluster:
     """Return the graph of a target: its chips, its switches and what is known of their links.
 
-    What the catalogue does not know is None, and an error where an answer needs it. A cluster, which is known as so
-    many machines on a network, has no graph.
+    What the catalogue does not know is None, and an error where an answer needs it. A cluster is held as one of the
+    UltraServers or machines that it is made of, and how many there are.
 
     Args:
-        target: a machine or an UltraServer, or its name.
+        target: a machine, an UltraServer, a cluster or a domain of two kinds of chips, or its name.
         device: the first half of the devices' names.
+        chips: of a domain, how many it has of the one kind and of the other, which its target does not say.
 
     Raises:
         TargetNotFoundError: the catalogue has no such target.
@@ -32,13 +37,66 @@ def of_target(target: str | Target, device: str = "device") -> Topology:
     >>> trainium2 = of_target("trn2.48xlarge", device="neuron")
     >>> trainium2.neighbours("neuron:0"), trainium2.links[0].status
     (('neuron:1', 'neuron:3', 'neuron:4', 'neuron:12'), 'inferred')
+    >>> len(of_target("trainium3-ultracluster-gen1").devices)
+    1000000
     """
     found = catalogue.load(target) if isinstance(target, str) else target
+    if found.kind == "domain":
+        return _domain(found, device, chips)
+    if chips is not None:
+        raise ArgumentError(f"`chips` is said of a domain of two kinds, and {found.name!r} is a {found.kind}")
+    if found.kind == "cluster" and found.of is not None:
+        return _cluster(found, found.of, device)
+    return _joined(found, device)
+
+
+def _cluster(found: Target, of: Target, device: str) -> Cluster:
+    node = of.of if of.kind == "ultraserver" and of.of is not None else of
+    machine, figure = machine_of(found), _figure(node, "nic_bandwidth")
+    wire = Link(
+        f"{device}:0",
+        NETWORK,
+        "network",
+        machine.network,
+        # What is known is from one device to another, over two links.
+        None if machine.network_latency is None else machine.network_latency / 2,
+        figure.source if machine.network is not None else "",
+        (figure.status or "") if machine.network is not None else "",
+    )
+    return Cluster(str(found), _joined(of, device), found.members, wire, found)
+
+
+def _domain(found: Target, device: str, chips: tuple[int, int] | None) -> Topology:
+    """Return chips of two kinds on the switches of one domain."""
+    shape, _ = _shape(found)
+    kinds = [part.name for part in (found.of, found.beside) if part is not None]
+    if shape != "switch" or len(kinds) != 2:
+        raise TopologyError(f"how the chips of {found.name!r} are joined is not known")
+    asked = f"say `chips`, how many are {kinds[0]} and how many {kinds[1]}, {found.members} at most"
+    if chips is None:
+        raise TopologyError(f"target {found.name!r} does not state how many chips of each kind it has: {asked}")
+    if (
+        not isinstance(chips, (tuple, list))
+        or len(chips) != 2
+        or not all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in chips)
+        or not 0 < sum(chips) <= found.members
+    ):
+        raise ArgumentError(f"of {found.name!r} {asked}, got {chips!r}")
+    names = [name for name, count in zip(kinds, chips, strict=True) for _ in range(count)]
+    nodes = [Node(f"{device}:{place}", attributes={"chip": name}) for place, name in enumerate(names)]
+    links = [_figured(Link(node.name, "switch", "link"), found, _rate(found), 1) for node in nodes]
+    if found.speculative:
+        # That each chip has all that the platform offers is stated of none.
+        links = [replace(link, status="assumed" if link.bandwidth is not None else "") for link in links]
+    return _named(found, Topology([*nodes, Node("switch", "switch", _reducing(found))], both(*links)))
+
+
+def _joined(found: Target, device: str) -> Topology:
+    """Return the graph of a machine or an UltraServer."""
     if found.kind == "machine":
         return _named(found, _machine(found, device, found.members))
-    if found.kind != "ultraserver" or found.of is None:
-        part = f"; it is made of {found.of.name!r}" if found.of is not None else ""
-        raise TopologyError(f"target {found.name!r} is a {found.kind}, of which no graph is known{part}")
+    if found.of is None:
+        raise TopologyError(f"target {found.name!r} is a chip, of which no graph is known")
     machine, chips = found.of, found.of.members
     count = found.members * chips
     own = _rate(found)

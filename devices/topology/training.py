@@ -9,7 +9,8 @@ from typing import Any, final
 
 from devices.catalogue import Target
 from devices.errors import ArgumentError
-from devices.topology.axes import along, strides
+from devices.topology.axes import along, apart
+from devices.topology.calls import Call, calls_of, turns_of
 from devices.topology.chip import EFFICIENCY, STREAMING, USABLE, Rank, rank_of
 from devices.topology.estimate import Estimate, Interval, duration
 from devices.topology.model import KEPT, STATE, Model, check_mesh, mesh_of
@@ -104,6 +105,7 @@ def training_step(
     *,
     micro_batch: int = 1,
     recompute: str = "attention",
+    strides: Mapping[str, int] | None = None,
     watts: float | None = None,
     price: float | None = None,
 ) -> Run:
@@ -116,27 +118,22 @@ def training_step(
         batch: sequences of a step, of all ranks together.
         micro_batch: sequences that a rank computes at a time.
         recompute: what the backward pass computes again: "none", "attention" or "all".
+        strides: how far apart the neighbours of each axis are, as `nest` finds it, if not the first the farthest.
         watts: what a chip takes; the catalogue's figure if not said.
         price: what an hour of a chip costs; the catalogue's figure if not said.
 
     Raises:
         ArgumentError: the mesh or the batch does not suit the model.
+        MeshError: a cluster has fewer ranks, or the axes cannot lie so.
         TopologyError: a figure that is needed is not known.
     """
     axes = mesh_of(dict(mesh))
     check_mesh(model, axes)
     if recompute not in KEPT:
         raise ArgumentError(f"`recompute` is one of {', '.join(KEPT)}, not {recompute!r}")
-    # Experts are spread over ranks that have other sequences, so `ep` splits the batch too.
-    replicas = axes["dp"] * axes["fsdp"] * axes["ep"]
-    per_rank, left = divmod(_whole("batch", batch), replicas)
-    turns, odd = divmod(per_rank, _whole("micro_batch", micro_batch))
-    if left or odd or not turns:
-        raise ArgumentError(
-            f"a batch of {batch} is not made of micro-batches of {micro_batch} on dp x fsdp x ep = {replicas} ranks"
-        )
+    per_rank, turns = turns_of(axes, batch, micro_batch)
     rank = rank_of(on, model.dtype, watts, price)
-    ranks = math.prod(axes.values())
+    ranks = rank.machine.having(math.prod(axes.values()))
     held = model.parameters_per_rank(axes)
     tokens = per_rank * model.sequence
     computed = _computed(model, axes, tokens, recompute)
@@ -144,7 +141,9 @@ def training_step(
     kept = _kept(model, axes, micro_batch, recompute)
     moved = TOUCHED * turns * kept + OPTIMIZER * held / axes["fsdp"]
     memory_time = STREAMING.under(moved / rank.bandwidth)
-    collectives, blocking, hideable = _collectives(model, axes, rank, held, turns, micro_batch)
+    collectives, blocking, hideable = _collectives(
+        calls_of(model, axes, turns, micro_batch), rank, axes, apart(axes, strides)
+    )
     backward = compute.times(2 / 3)
     exposed = Interval(
         max(0.0, hideable.low - HIDDEN.high * backward.high),
@@ -220,35 +219,16 @@ def _kept(model: Model, axes: dict[str, int], micro_batch: int, recompute: str) 
 
 
 def _collectives(
-    model: Model, axes: dict[str, int], rank: Rank, held: float, turns: int, micro_batch: int
+    made: list[Call], rank: Rank, axes: dict[str, int], far: Mapping[str, int]
 ) -> tuple[dict[str, Estimate], Interval, Interval]:
     """Return a collective of each axis, the seconds that all of them make a step wait, and those that may be hidden."""
-    apart = strides(axes)
-    layers = model.layers // axes["pp"]
-    activations = micro_batch * model.sequence * model.hidden * model.width
     found: dict[str, Estimate] = {}
     blocking = hideable = Interval.exactly(0.0)
-    if axes["tp"] > 1:
-        found["tp"] = along("all_reduce", activations, rank.machine, axes["tp"], apart["tp"])
-        blocking += found["tp"].seconds.times(4 * layers * turns)
-    if axes["ep"] > 1:
-        found["ep"] = along("all_to_all", activations * model.choices, rank.machine, axes["ep"], apart["ep"])
-        blocking += found["ep"].seconds.times(4 * layers * turns)
-    if axes["pp"] > 1:
-        found["pp"] = along("send", activations / axes["tp"], rank.machine, axes["pp"], apart["pp"])
-        blocking += found["pp"].seconds.times(2 * turns)
-    layer = held * model.width / layers
-    if axes["fsdp"] > 1:
-        found["fsdp"] = along("all_gather", layer, rank.machine, axes["fsdp"], apart["fsdp"])
-        back = along("reduce_scatter", layer, rank.machine, axes["fsdp"], apart["fsdp"])
-        hideable += found["fsdp"].seconds.times(2 * layers * turns) + back.seconds.times(layers * turns)
-    if axes["dp"] > 1:
-        found["dp"] = along("all_reduce", layer / axes["fsdp"], rank.machine, axes["dp"], apart["dp"])
-        hideable += found["dp"].seconds.times(layers)
+    for call in made:
+        one = along(call.verb, call.size, rank.machine, axes[call.axis], far[call.axis])
+        found.setdefault(call.axis, one)
+        if call.waits:
+            blocking += one.seconds.times(call.times)
+        else:
+            hideable += one.seconds.times(call.times)
     return found, blocking, hideable
-
-
-def _whole(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ArgumentError(f"`{name}` is a whole number of at least 1, got {value!r}")
-    return value

@@ -55,6 +55,29 @@ def test_this_host_is_shown_without_a_name(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.startswith("this host")
 
 
+def test_a_cluster_is_counted_and_a_part_of_it_shown_as_any_topology(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topo", "trainium1-ultracluster"]) == 0
+    shown = capsys.readouterr().out
+    assert "100,000 devices, 6,250 members, a network" in shown
+    # Two directions of two rings of each of 16 chips, and the network's.
+    assert shown.count("100,000 ") == 3
+    assert "400,000 " in shown
+    assert main(["topo", "trainium1-ultracluster", "--members", "1", "--json"]) == 0
+    assert from_json(capsys.readouterr().out) == of_target("trainium1-ultracluster").part(1)
+    for wrong in (["trainium1-ultracluster", "--json"], ["p5.48xlarge", "--members", "2"], ["--chips", "4,4"]):
+        assert main(["topo", *wrong]) == 2
+        assert capsys.readouterr().err
+
+
+def test_a_domain_of_two_kinds_is_shown_as_speculative(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topo", "trainium4-nvlink-fusion", "--chips", "2,2", "--bounds"]) == 0
+    shown = capsys.readouterr().out
+    assert "(speculative)" in shown
+    assert "assumed" in shown
+    assert main(["topo", "trainium4-nvlink-fusion"]) == 2
+    assert "how many are trainium4 and how many rubin" in capsys.readouterr().err
+
+
 def test_json_is_what_a_file_holds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["topo", "p5.48xlarge", "--json"]) == 0
     assert from_json(capsys.readouterr().out) == of_target("p5.48xlarge")
