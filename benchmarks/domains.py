@@ -4,7 +4,8 @@ Run `python benchmarks/domains.py` as root, with `ip` and `tc`. It makes two net
 shapes the cable to a bandwidth in each direction, and starts ranks in both: those of one namespace are a domain,
 which shares memory. The bound is the bytes that must cross over the goodput of plain TCP across the cable, both
 directions at once, by as many streams as the larger domain has ranks, in the same run. A figure is the slowest
-rank's median; the contenders take turns.
+rank's median; the contenders take turns. Then each rank of a domain has a cable of its own, of unequal rates, and
+parts as the cables carry are measured against equal parts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 ADDRESSES = ("198.51.100.1", "198.51.100.2")
 CABLE = "eth0"
+CABLES = ("eth0", "eth1")
 PORT = 29_617
 STREAMED = 32 << 20
 """The bytes that plain TCP carries in each direction."""
@@ -35,21 +37,28 @@ def main() -> None:
     parser.add_argument("--rate", default="1gbit,200mbit", help="of the cable, in each direction, as tc says it")
     parser.add_argument("--bytes", type=int, default=64 << 20)
     parser.add_argument("--verbs", default=",".join(VERBS))
+    parser.add_argument("--lanes", default="1000:500,1000:250,200:100,200:50", help="Mbit/s of two ranks' own cables")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--here", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.here:
-        measure(json.loads(options.here))
+        case = json.loads(options.here)
+        (measure_lanes if "rates" in case else measure)(case)
         return
     if why := missing():
         print(f"not run: {why}")
         return
-    for rate in options.rate.split(","):
+    for rate in filter(None, options.rate.split(",")):
         for split in options.split.split(","):
             sizes = [int(size) for size in split.split("+")]
             case = {"sizes": sizes, "bytes": options.bytes, "verbs": options.verbs.split(","), "turns": options.turns}
-            with cable(rate) as namespaces:
+            with cables([rate]) as namespaces:
                 show(rate, sizes, run(namespaces, case))
+    for lanes in filter(None, options.lanes.split(",")):
+        rates = [int(rate) for rate in lanes.split(":")]
+        case = {"sizes": [2, 2], "bytes": options.bytes, "rates": rates, "turns": options.turns}
+        with cables([f"{rate}mbit" for rate in rates]) as namespaces:
+            show_lanes(rates, run(namespaces, case))
 
 
 def missing() -> str:
@@ -60,19 +69,22 @@ def missing() -> str:
 
 
 @contextlib.contextmanager
-def cable(rate: str) -> Iterator[list[str]]:
-    """Make two namespaces with a cable of that rate between them."""
+def cables(rates: Sequence[str]) -> Iterator[list[str]]:
+    """Make two namespaces with cables of those rates between them."""
     names = [f"devices-benchmark-{os.getpid()}-{at}" for at in (0, 1)]
     try:
         for name in names:
             ip("netns", "add", name)
-        ip(*f"link add {CABLE} netns {names[0]} type veth peer name {CABLE} netns {names[1]}".split())
-        for name, address in zip(names, ADDRESSES, strict=True):
-            ip("-n", name, "addr", "add", f"{address}/24", "dev", CABLE)
-            for each in (CABLE, "lo"):
-                ip("-n", name, "link", "set", each, "up")
-            shape = f"qdisc add dev {CABLE} root tbf rate {rate} burst 256kb latency 50ms"
-            subprocess.run(["ip", "netns", "exec", name, "tc", *shape.split()], check=True)
+            ip("-n", name, "link", "set", "lo", "up")
+        for at, (rate, cable) in enumerate(zip(rates, CABLES, strict=False)):
+            ip(*f"link add {cable} netns {names[0]} type veth peer name {cable} netns {names[1]}".split())
+            for name, address in zip(names, ADDRESSES, strict=True):
+                # The cables' networks: 198.51.100 and 198.51.101.
+                here = address.replace(".100.", f".{100 + at}.")
+                ip("-n", name, "addr", "add", f"{here}/24", "dev", cable)
+                ip("-n", name, "link", "set", cable, "up")
+                shape = f"qdisc add dev {cable} root tbf rate {rate} burst 256kb latency 50ms"
+                subprocess.run(["ip", "netns", "exec", name, "tc", *shape.split()], check=True)
         yield names
     finally:
         for name in names:
@@ -93,7 +105,7 @@ def run(namespaces: Sequence[str], case: dict[str, object]) -> list[dict[str, fl
         meet = {
             "MASTER_ADDR": ADDRESSES[0],
             "MASTER_PORT": str(PORT),
-            "GLOO_SOCKET_IFNAME": CABLE,
+            "GLOO_SOCKET_IFNAME": CABLES[rank - ranks.index(at)] if "rates" in case else CABLE,
             "OMP_NUM_THREADS": "1",
         }
         command = ["ip", "netns", "exec", namespaces[at], sys.executable, __file__, "--here", json.dumps(case)]
@@ -119,7 +131,55 @@ def show(rate: str, sizes: Sequence[int], rows: Sequence[dict[str, float]]) -> N
         )
 
 
+def show_lanes(rates: Sequence[int], rows: Sequence[dict[str, float]]) -> None:
+    print(f"\n2 + 2 ranks, each with a cable of its own: {' and '.join(map(str, rates))} Mbit/s in each direction")
+    print("verb                 equal parts   as told   times  as measured   times")
+    for row in rows:
+        equal, told, found = row["equal"], row["told"], row["measured"]
+        print(f"{row['verb']:16}{equal:16.3f}{told:10.3f}{equal / told:7.2f}x{found:13.3f}{equal / found:7.2f}x")
+
+
 # What each rank does.
+
+
+def measure_lanes(case: dict[str, object]) -> None:
+    """Let groups of equal parts, and of parts as their cables carry, take turns."""
+    import torch
+    import torch.distributed as dist
+
+    import devices
+    from devices.domains.bandwidth import MEASURE, VARIABLE
+
+    torch.set_num_threads(1)
+    rates: list[int] = case["rates"]  # type: ignore[assignment]
+    size: int = case["bytes"]  # type: ignore[assignment]
+    with devices.init(timeout=300) as world:
+        groups: dict[str, dist.ProcessGroup | None] = {"equal": None}
+        for name, said in (("told", str(rates[int(os.environ["LOCAL_RANK"])] * 125_000)), ("measured", MEASURE)):
+            os.environ[VARIABLE] = said
+            groups[name] = dist.new_group()
+            if world.rank == 0:
+                print(name, devices.explain(groups[name]), file=sys.stderr)
+        x, part = torch.ones(size // 4), torch.ones(size // 16)
+        verbs: dict[str, Callable[[dist.ProcessGroup | None], object]] = {
+            "all_reduce": lambda group: devices.all_reduce(x, group, out=x),
+            "all_gather": lambda group: devices.all_gather(part, group, out=x),
+            "reduce_scatter": lambda group: devices.reduce_scatter(x, group, out=part),
+            "broadcast": lambda group: devices.broadcast(x, group, src=0, out=x),
+        }
+        rows = []
+        for verb, call in verbs.items():
+            seen: dict[str, list[float]] = {name: [] for name in groups}
+            for _ in range(case["turns"]):  # type: ignore[call-overload]
+                for name, group in groups.items():
+                    devices.barrier()
+                    start = time.perf_counter()
+                    call(group)
+                    seen[name].append(time.perf_counter() - start)
+            slowest = {name: devices.all_reduce(torch.tensor(times), op="max") for name, times in seen.items()}
+            rows.append({"verb": verb, **{name: times.median().item() for name, times in slowest.items()}})
+        if world.rank == 0:
+            print(json.dumps(rows))
 
 
 def measure(case: dict[str, object]) -> None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from devices import _autoload, _observing, _registry, _torch_groups
+from devices._groups import GroupLike, process_group
 from devices._lanes import abort_native, close_destroyed, lanes_of
 from devices._launch import launch
 from devices._mesh import mesh_shape
@@ -350,12 +351,21 @@ def _adopt(asked: str) -> World:
     return World(choice, my_device(choice.backend), owns_group=False, note=note)
 
 
-def explain() -> str:
+def explain(group: GroupLike = None) -> str:
     """Return what was found, what was chosen and why, as text: of the open world, else of what `init()` would choose.
+
+    Args:
+        group: a mesh axis or a process group of the open world, to say which ranks it has and what carries it.
 
     >>> import devices
     >>> print(devices.explain())  # doctest: +ELLIPSIS
     backend ...
     """
     world = _current()
-    return world.explain() if world is not None else str(_registry.choose())
+    if group is None:
+        return world.explain() if world is not None else str(_registry.choose())
+    found = process_group(group)
+    lanes = lanes_of(found)
+    note = lanes.note if lanes is not None else "torch's own: " + dist.get_backend_config(found)
+    ranks = ", ".join(map(str, dist.get_process_group_ranks(found)))
+    return f"group {found.group_name!r} of ranks {ranks}: {note or 'nothing carries a group of one'}"

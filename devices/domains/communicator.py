@@ -19,8 +19,9 @@ from devices.algorithms.started import DONE
 from devices.domains.alarm import Alarm
 from devices.domains.bridge import Bridge
 from devices.domains.inside import Inside
-from devices.domains.members import Domains, crossings, lanes
+from devices.domains.members import Domains, crossings
 from devices.domains.pipeline import Piece, run
+from devices.domains.shares import Shares
 from devices.errors import CollectiveError, MismatchError, UnsupportedError
 from devices.fabric.host import open_here
 from devices.fabric.mark import Mark
@@ -43,6 +44,7 @@ class DomainsCommunicator(Communicator):
     Args:
         group: the members.
         domains: who is where.
+        shares: how much of what crosses each rank carries.
         inside: this rank's domain.
         between: one over all ranks, whose `exchange` reaches any of them.
         reductions: the ops and dtypes that all domains reduce natively.
@@ -55,12 +57,13 @@ class DomainsCommunicator(Communicator):
         self,
         group: Group,
         domains: Domains,
+        shares: Shares,
         inside: Inside,
         between: Communicator,
         reductions: Mapping[str, frozenset[torch.dtype]],
         note: str,
     ) -> None:
-        self._group, self._domains = group, domains
+        self._group, self._domains, self._shares = group, domains, shares
         self._inside, self._between = inside, between
         self._mine = domains.of_rank(group.rank)
         self._sizes = [len(ranks) for ranks in domains.members]
@@ -112,15 +115,14 @@ class DomainsCommunicator(Communicator):
 
     def _reduced(self, piece: Tensor, op: str) -> Piece:
         """Reduce a piece in the domain, each lane's parts at one rank of a domain each, and hand out the result."""
-        whole = self._even(piece)
-        own = whole.new_empty(whole.numel() // self._inside.size)
-        self._inside.reduce_scatter(own, whole, op)
-        me, start = self._mine, self._inside.place * own.numel()
+        whole, me = self._even(piece), self._mine
+        cuts = self._shares.cuts(me, whole.numel())
+        own, start = self._inside.reduce_scatter(whole, cuts, op), cuts[self._inside.place]
         sends, recvs, sums = [], [], []
-        for ranks, cuts in lanes(whole.numel(), self._sizes):
+        for ranks, lane in self._shares.lanes(whole.numel()):
             if ranks[me] != self._inside.place:
                 continue
-            parts = [own[cut - start : stop - start] for cut, stop in itertools.pairwise(cuts)]
+            parts = [own[cut - start : stop - start] for cut, stop in itertools.pairwise(lane)]
             given = [parts[me] if at == me else torch.empty_like(parts[me]) for at in range(len(parts))]
             sums.append((parts[me], given))
             for at, place in enumerate(ranks):
@@ -137,7 +139,7 @@ class DomainsCommunicator(Communicator):
         # Back the same ways: of each lane this rank has one part, and the others get it.
         back = [(peer, sums[at // (len(self._sizes) - 1)][0]) for at, (peer, _) in enumerate(sends)]
         yield self._bridge.start(back, sends)
-        self._inside.all_gather(whole, own)
+        self._inside.all_gather(whole, cuts, own)
         if whole.data_ptr() != piece.data_ptr():
             piece.copy_(whole[: piece.numel()])
 
@@ -147,7 +149,7 @@ class DomainsCommunicator(Communicator):
 
         def pieces() -> Iterator[Piece]:
             start = 0
-            for piece in self._pieces(input):
+            for piece in self._pieces(input, max(self._sizes)):
                 yield self._gathered(rows[:, start : start + piece.numel()], piece)
                 start += piece.numel()
 
@@ -156,29 +158,25 @@ class DomainsCommunicator(Communicator):
     def _gathered(self, rows: Tensor, piece: Tensor) -> Piece:
         """Gather a piece in each domain, and let each domain have what the others gathered."""
         mine = self._even(piece)
-        size, inside = mine.numel(), self._inside
+        size, inside, me = mine.numel(), self._inside, self._mine
         here = mine.new_empty(inside.size * size)
-        inside.all_gather(here, mine)
+        inside.all_gather(here, range(0, here.numel() + 1, size), mine)
         sends, recvs, parts = [], [], {}
         for at, members in enumerate(self._domains.members):
-            if at == self._mine:
+            if at == me:
                 continue
-            for sender, receiver, start, stop in crossings(here.numel(), inside.size, len(members)):
-                if sender == inside.place:
-                    sends.append((members[receiver], here[start:stop]))
+            sends += self._ways(at, here[self._mine_of(here.numel())], here.numel())
             total = len(members) * size
-            part = parts[at] = mine.new_empty(total // inside.size)
-            for sender, receiver, start, stop in crossings(total, len(members), inside.size):
-                if receiver == inside.place:
-                    first = receiver * part.numel()
-                    recvs.append((members[sender], part[start - first : stop - first]))
+            own = self._mine_of(total)
+            parts[at] = mine.new_empty(own.stop - own.start)
+            recvs += self._ways(at, parts[at], total)
         yield self._bridge.start(sends, recvs)
         for at, members in enumerate(self._domains.members):
-            if at == self._mine:
+            if at == me:
                 found = here
             else:
                 found = mine.new_empty(len(members) * size)
-                inside.all_gather(found, parts[at])
+                inside.all_gather(found, self._shares.cuts(me, found.numel()), parts[at])
             for rank, row in zip(members, found.view(len(members), size), strict=True):
                 rows[rank].copy_(row[: piece.numel()])
 
@@ -188,7 +186,7 @@ class DomainsCommunicator(Communicator):
 
         def pieces() -> Iterator[Piece]:
             start = 0
-            for piece in self._pieces(output):
+            for piece in self._pieces(output, max(self._sizes)):
                 yield self._scattered(piece, rows[:, start : start + piece.numel()], op)
                 start += piece.numel()
 
@@ -198,31 +196,36 @@ class DomainsCommunicator(Communicator):
         """Reduce, in each domain, what each other one is to have, and let each rank add up what comes for it."""
         size = -(-piece.numel() // self._domains.unit) * self._domains.unit
         inside, me = self._inside, self._mine
-        sends, recvs, given = [], [], []
+        here = range(0, inside.size * size + 1, size)
+        sends, recvs, came = [], [], {}
         for at, members in enumerate(self._domains.members):
             theirs = rows.new_zeros(len(members), size)
             for row, rank in zip(theirs, members, strict=True):
                 row[: piece.numel()].copy_(rows[rank])
-            own = rows.new_empty(len(members) * size // inside.size)
-            inside.reduce_scatter(own, theirs.view(-1), op)
             if at == me:
-                given.append(own)
+                came[at] = inside.reduce_scatter(theirs.view(-1), here, op)
                 continue
-            for sender, receiver, start, stop in crossings(theirs.numel(), inside.size, len(members)):
-                if sender == inside.place:
-                    first = sender * own.numel()
-                    sends.append((members[receiver], own[start - first : stop - first]))
-            came = rows.new_empty(size)
-            given.append(came)
-            for sender, receiver, start, stop in crossings(inside.size * size, len(members), inside.size):
-                if receiver == inside.place:
-                    first = receiver * size
-                    recvs.append((members[sender], came[start - first : stop - first]))
+            own = inside.reduce_scatter(theirs.view(-1), self._shares.cuts(me, theirs.numel()), op)
+            sends += self._ways(at, own, theirs.numel())
+            mine = self._mine_of(here[-1])
+            came[at] = rows.new_empty(mine.stop - mine.start)
+            recvs += self._ways(at, came[at], here[-1])
         yield self._bridge.start(sends, recvs)
+        given = [part if at == me else self._own_row(part, size) for at, part in came.items()]
         total = COMBINE[op](given[0], given[1])
         for each in given[2:]:
             COMBINE[op](total, each, out=total)
         piece.copy_(total[: piece.numel()])
+
+    def _own_row(self, part: Tensor, size: int) -> Tensor:
+        """Return what came for this rank, of which others have some, and it theirs, where their parts are not equal."""
+        inside = self._inside
+        cuts = self._shares.cuts(self._mine, inside.size * size)
+        if all(stop - start == size for start, stop in itertools.pairwise(cuts)):
+            return part
+        whole = part.new_empty(inside.size * size)
+        inside.all_gather(whole, cuts, part)
+        return whole[inside.place * size :][:size]
 
     def broadcast(self, tensor: Tensor, src: int) -> Pending:
         call = Asked("broadcast", tensor.dtype, tensor.numel(), "", src)
@@ -234,28 +237,18 @@ class DomainsCommunicator(Communicator):
         first = self._domains.of_rank(src)
         turn = (self._mine - first) % count
         whole = self._even(piece)
+        length = whole.numel()
+        mine = self._mine_of(length)
         if turn == 0:
             inside.broadcast(whole, self._domains.members[first].index(src))
-            own = whole.view(inside.size, -1)[inside.place]
+            own = whole[mine]
         else:
-            own = whole.new_empty(whole.numel() // inside.size)
-            before = self._domains.members[(self._mine - 1) % count]
-            recvs = [
-                (before[sender], own[start - receiver * own.numel() : stop - receiver * own.numel()])
-                for sender, receiver, start, stop in crossings(whole.numel(), len(before), inside.size)
-                if receiver == inside.place
-            ]
-            yield self._bridge.start([], recvs)
+            own = whole.new_empty(mine.stop - mine.start)
+            yield self._bridge.start([], self._ways((self._mine - 1) % count, own, length))
         if turn < count - 1:
-            after = self._domains.members[(self._mine + 1) % count]
-            sends = [
-                (after[receiver], own[start - sender * own.numel() : stop - sender * own.numel()])
-                for sender, receiver, start, stop in crossings(whole.numel(), inside.size, len(after))
-                if sender == inside.place
-            ]
-            yield self._bridge.start(sends, [])
+            yield self._bridge.start(self._ways((self._mine + 1) % count, own, length), [])
         if turn:
-            inside.all_gather(whole, own)
+            inside.all_gather(whole, self._shares.cuts(self._mine, length), own)
         if whole.data_ptr() != piece.data_ptr():
             piece.copy_(whole[: piece.numel()])
 
@@ -295,10 +288,29 @@ class DomainsCommunicator(Communicator):
 
         return self._run(Asked("barrier", None), meet)
 
-    def _pieces(self, tensor: Tensor) -> Sequence[Tensor]:
-        """Return a flat tensor in pieces that the ranks of every domain have equal parts of, the last one excepted."""
+    def _mine_of(self, length: int) -> slice:
+        """Return this rank's part of what crosses to or from its domain."""
+        return slice(*self._shares.cuts(self._mine, length)[self._inside.place :][:2])
+
+    def _ways(self, domain: int, own: Tensor, length: int) -> list[tuple[int, Tensor]]:
+        """Return whom of another domain this rank sends what of its own part to, or gets it from."""
+        mine = self._shares.cuts(self._mine, length)
+        members, first = self._domains.members[domain], mine[self._inside.place]
+        return [
+            (members[there], own[start - first : stop - first])
+            for here, there, start, stop in crossings(mine, self._shares.cuts(domain, length))
+            if here == self._inside.place
+        ]
+
+    def _pieces(self, tensor: Tensor, rows: int = 1) -> Sequence[Tensor]:
+        """Return a flat tensor in pieces that the ranks of every domain have equal parts of, the last one excepted.
+
+        Args:
+            tensor: cut into pieces.
+            rows: how many of a piece cross together.
+        """
         unit = self._domains.unit
-        size = max(PIECE // tensor.element_size() // unit, 1) * unit
+        size = max(PIECE // tensor.element_size() // rows // unit, 1) * unit
         return list(torch.split(tensor, size))
 
     def _even(self, piece: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -15,6 +17,9 @@ Tensor = torch.Tensor
 class Inside:
     """The domain that this rank is in. All tensors are flat and contiguous; each verb is done when it returns.
 
+    The ranks' parts of a tensor lie one after the other. Where they are not equal they are made so for the domain's
+    own verbs, which take no others: what that costs is memory's time, of which there is more than of the way across.
+
     Args:
         communicator: the domain's own; None where this rank is alone in it.
         place: this rank's place in the domain.
@@ -25,19 +30,40 @@ class Inside:
         self.communicator = communicator
         self.place, self.size = place, size
 
-    def reduce_scatter(self, output: Tensor, input: Tensor, op: str) -> None:
-        """Fill `output` with this rank's part of the reduction of all `input`s."""
-        if self.communicator is None:
-            output.copy_(input)
-        else:
-            self.communicator.reduce_scatter(output, input, op).wait()
+    def reduce_scatter(self, input: Tensor, cuts: Sequence[int], op: str) -> Tensor:
+        """Return this rank's part of the reduction of all `input`s, in memory of its own.
 
-    def all_gather(self, output: Tensor, input: Tensor) -> None:
-        """Fill `output` with all ranks' `input`s; they may be dtypes of any kind, which only move."""
+        Args:
+            input: of all ranks' parts.
+            cuts: where those begin, and where the last one ends.
+            op: how.
+        """
+        own = cuts[self.place + 1] - cuts[self.place]
         if self.communicator is None:
-            output.copy_(input)
-        else:
-            self.communicator.all_gather(output.view(torch.uint8), input.view(torch.uint8)).wait()
+            return input.clone()
+        longest, rows = _longest(cuts), input
+        if longest * self.size != input.numel():
+            rows = input.new_zeros(self.size * longest)
+            for place, (start, stop) in enumerate(pairwise(cuts)):
+                rows[place * longest : place * longest + stop - start].copy_(input[start:stop])
+        output = input.new_empty(longest)
+        self.communicator.reduce_scatter(output, rows, op).wait()
+        return output[:own]
+
+    def all_gather(self, output: Tensor, cuts: Sequence[int], part: Tensor) -> None:
+        """Fill `output` with all ranks' parts, which lie in it as `cuts` say; of any dtype, for they only move."""
+        if self.communicator is None:
+            output.copy_(part)
+            return
+        longest = _longest(cuts)
+        if longest * self.size == output.numel():
+            self.communicator.all_gather(output.view(torch.uint8), part.view(torch.uint8)).wait()
+            return
+        padded, rows = part.new_empty(longest), part.new_empty(self.size * longest)
+        padded[: part.numel()].copy_(part)
+        self.communicator.all_gather(rows.view(torch.uint8), padded.view(torch.uint8)).wait()
+        for place, (start, stop) in enumerate(pairwise(cuts)):
+            output[start:stop].copy_(rows[place * longest : place * longest + stop - start])
 
     def broadcast(self, tensor: Tensor, place: int) -> None:
         """Replace `tensor` by that of the rank at `place`."""
@@ -54,3 +80,7 @@ class Inside:
         if self.communicator is not None:
             self.communicator.expect(call)
             self.communicator.agree()
+
+
+def _longest(cuts: Sequence[int]) -> int:
+    return max(stop - start for start, stop in pairwise(cuts))

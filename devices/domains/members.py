@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, final
 
 
@@ -67,27 +69,25 @@ class Crossing(NamedTuple):
     stop: int
 
 
-def crossings(length: int, senders: int, receivers: int) -> list[Crossing]:
-    """Return the messages by which `length` elements, in equal parts at the senders, come in equal parts to receivers.
+def crossings(senders: Sequence[int], receivers: Sequence[int]) -> list[Crossing]:
+    """Return the messages by which what lies in parts at the senders comes in parts to the receivers.
 
-    Each rank of the larger domain takes part once, so that all its ways across are used.
+    Args:
+        senders: where their parts begin, and where the last one ends.
+        receivers: the same of theirs.
 
-    >>> crossings(6, 2, 3)
+    >>> crossings([0, 3, 6], [0, 2, 4, 6])
     [Crossing(sender=0, receiver=0, start=0, stop=2), Crossing(sender=0, receiver=1, start=2, stop=3), \
 Crossing(sender=1, receiver=1, start=3, stop=4), Crossing(sender=1, receiver=2, start=4, stop=6)]
     """
-    cuts = sorted(
-        {length * at // senders for at in range(senders)} | {length * at // receivers for at in range(receivers)}
-    )
     return [
-        Crossing(start * senders // length, start * receivers // length, start, stop)
-        for start, stop in zip(cuts, [*cuts[1:], length], strict=True)
-        if stop > start
+        Crossing(_part(senders, start), _part(receivers, start), start, stop)
+        for start, stop in pairwise(sorted({*senders, *receivers}))
     ]
 
 
 class Lane(NamedTuple):
-    """Elements that one rank of each domain has a sum of, which those ranks add up among themselves.
+    """Elements that one rank of each domain has a sum of, which those ranks add up among themselves, in equal parts.
 
     Args:
         ranks: these ranks' places, by domain.
@@ -98,22 +98,25 @@ class Lane(NamedTuple):
     cuts: tuple[int, ...]
 
 
-def lanes(length: int, sizes: Sequence[int]) -> list[Lane]:
-    """Return the lanes of `length` elements, of which the ranks of each domain have equal parts.
+def lanes(parts: Sequence[Sequence[int]]) -> list[Lane]:
+    """Return the lanes of what lies in parts at the ranks of each domain: where those begin, and the last one ends.
 
-    >>> lanes(6, [1, 3])
+    >>> lanes([[0, 6], [0, 2, 4, 6]])
     [Lane(ranks=(0, 0), cuts=(0, 1, 2)), Lane(ranks=(0, 1), cuts=(2, 3, 4)), Lane(ranks=(0, 2), cuts=(4, 5, 6))]
     """
-    cuts = sorted({length * at // size for size in sizes for at in range(size)})
-    count = len(sizes)
+    count = len(parts)
     return [
         Lane(
-            tuple(start * size // length for size in sizes),
+            tuple(_part(cuts, start) for cuts in parts),
             tuple(start + (stop - start) * at // count for at in range(count + 1)),
         )
-        for start, stop in zip(cuts, [*cuts[1:], length], strict=True)
-        if stop > start
+        for start, stop in pairwise(sorted({cut for cuts in parts for cut in cuts}))
     ]
+
+
+def _part(cuts: Sequence[int], at: int) -> int:
+    """Return which part the element at a place is in; the parts before it may be empty."""
+    return bisect_right(cuts, at) - 1
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -7,9 +7,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from devices._backend import Communicator, Group
+from devices.domains import bandwidth
 from devices.domains.communicator import DomainsCommunicator
 from devices.domains.inside import Inside
 from devices.domains.members import Domains
+from devices.domains.predicted import told
+from devices.domains.shares import Shares
 from devices.fabric.communicator import REDUCTIONS
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ def open_domains(
     group: Group,
     key: str,
     name: str,
-    open_inside: Callable[[Group], Communicator],
+    open_inside: Callable[[Group], Communicator | str],
     open_between: Callable[[Group], Communicator],
     reductions: Mapping[str, frozenset[torch.dtype]] = REDUCTIONS,
 ) -> Communicator:
@@ -36,26 +39,60 @@ def open_domains(
         key: the same on the ranks of one domain, and different in another; "" on a rank that is in none with others.
         name: what the domain is called, for errors and `devices.explain()`.
         open_inside: opens the ranks of this domain, which has more than one; what it returns has `reduce_scatter`,
-            `all_gather`, `broadcast` and `barrier` of its own.
+            `all_gather`, `broadcast` and `barrier` of its own. Or it returns, the same on all of them, why they cannot
+            be opened, and each is for itself then.
         open_between: opens all ranks; what it returns has an `exchange` that reaches any of them.
         reductions: the ops and dtypes that `reduce_scatter` takes in every domain.
 
     Returns:
         What `open_between` does, where it is all that there is: no domain has two ranks, or one has all.
     """
-    domains = Domains.of([tuple(told) for told in group.share("domain", [key or f"rank {group.rank}", name])])
+    said = group.share("domain", [key or f"rank {group.rank}", name, bandwidth.told()])
+    domains = Domains.of([(key, name) for key, name, _ in said])
+    links = bandwidth.agreed([link for _, _, link in said], group)
     between = open_between(group)
     if len(domains.members) in (1, group.size):
         return between
+    inside = _open_own(group, domains, open_inside)
+    if refused := _refused(group, domains, inside if isinstance(inside, str) else ""):
+        apart = {rank: f"rank {rank}" for at in refused for rank in domains.members[at]}
+        domains = Domains.of([(apart.get(rank, key), name) for rank, (key, name, _) in enumerate(said)])
+    why = "".join(f"; each rank of {name} is for itself, for {reason}" for name, reason in refused.values())
+    if len(domains.members) == group.size:
+        between.note += why
+        return between
+    if isinstance(links, str):
+        links = bandwidth.measured(group, domains, between)
+    shares = Shares(domains, links)
+    carried = inside if isinstance(inside, Communicator) else None
+    here = carried.note if carried is not None else "nothing"
+    note = "; ".join(
+        filter(None, [f"{domains}; inside of them {here}, between them {between.note}{why}", told(domains, shares)])
+    )
+    members = domains.members[domains.of_rank(group.rank)]
+    own = Inside(carried, members.index(group.rank), len(members))
+    return DomainsCommunicator(group, domains, shares, own, between, reductions, note)
+
+
+def _open_own(
+    group: Group, domains: Domains, open_inside: Callable[[Group], Communicator | str]
+) -> Communicator | str | None:
+    """Open this rank's domain; None where the rank is alone in it."""
     mine = domains.of_rank(group.rank)
     members = domains.members[mine]
-    inside, place = None, members.index(group.rank)
-    if len(members) > 1:
-        ranks = tuple(group.ranks[rank] for rank in members)
-        store = group.store.under(f"domain {mine}")
-        # Longer than between: who waits here for a rank that waits there is not to be the first to say that it is late.
-        timeout = group.timeout + GRACE
-        inside = open_inside(Group(ranks, place, group.device, store, timeout, f"{group.name}/{mine}"))
-    here = inside.note if inside is not None else "nothing"
-    note = f"{domains}; inside of them {here}, between them {between.note}"
-    return DomainsCommunicator(group, domains, Inside(inside, place, len(members)), between, reductions, note)
+    if len(members) == 1:
+        return None
+    ranks = tuple(group.ranks[rank] for rank in members)
+    store = group.store.under(f"domain {mine}")
+    # Longer than between: who waits here for a rank that waits there is not to be the first to say that it is late.
+    timeout = group.timeout + GRACE
+    return open_inside(Group(ranks, members.index(group.rank), group.device, store, timeout, f"{group.name}/{mine}"))
+
+
+def _refused(group: Group, domains: Domains, reason: str) -> dict[int, tuple[str, str]]:
+    """Return which domains could not be opened, by their place: what they are called, and why; `reason` is mine."""
+    mine = domains.of_rank(group.rank)
+    if domains.members[mine][0] == group.rank:
+        group.store.set(f"domain refused/{mine}", reason)
+    heard = [group.hear(f"domain refused/{at}", members[0]) for at, members in enumerate(domains.members)]
+    return {at: (name, said) for at, (name, said) in enumerate(zip(domains.names, heard, strict=True)) if said}

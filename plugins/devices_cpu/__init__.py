@@ -62,18 +62,7 @@ class CPUBackend(Backend):
         if not isinstance(opened, str):
             return opened
         name = os.environ.get("DEVICES_DOMAIN") or platform.node()
-        return open_domains(group, memory_domain(), name, _inside, partial(_gloo, reason=opened))
-
-
-def _inside(group: Group) -> Communicator:
-    """Return what carries the ranks of one host among several."""
-    from devices import open_shared_memory
-    from devices.errors import CollectiveError
-
-    opened = open_shared_memory(group)
-    if isinstance(opened, str):
-        raise CollectiveError(f"{group}: the ranks of this host cannot share memory: {opened}")
-    return opened
+        return open_domains(group, memory_domain(), name, open_shared_memory, partial(_gloo, reason=opened))
 
 
 def _gloo(group: Group, reason: str) -> Communicator:

@@ -14,9 +14,12 @@ import devices
 from devices import errors
 
 
-def world(domains: Sequence[int]) -> devices.World:
-    """Open a world in which rank r is in domain `domains[r]`."""
-    os.environ["DEVICES_DOMAIN"] = f"island-{domains[int(os.environ['RANK'])]}"
+def world(domains: Sequence[int], links: Sequence[str] = ()) -> devices.World:
+    """Open a world in which rank r is in domain `domains[r]`, and has been told of a bandwidth of `links[r]`."""
+    rank = int(os.environ["RANK"])
+    os.environ["DEVICES_DOMAIN"] = f"island-{domains[rank]}"
+    if links:
+        os.environ["DEVICES_LINK_BANDWIDTH"] = links[rank]
     return devices.init(timeout=60)
 
 
@@ -25,8 +28,8 @@ def of(rank: int, size: int) -> torch.Tensor:
     return (torch.arange(size) % 97 + 3 * rank).float()
 
 
-def every_verb(domains: Sequence[int]) -> str:
-    with world(domains) as w:
+def every_verb(domains: Sequence[int], links: Sequence[str]) -> str:
+    with world(domains, links) as w:
         me, n = w.rank, w.size
         for size in (1, 5, 1000, 262_144 * n + 7):
             xs = [of(rank, size) for rank in range(n)]
@@ -65,9 +68,9 @@ def same(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def same_bits(domains: Sequence[int]) -> list[bytes]:
+def same_bits(domains: Sequence[int], links: Sequence[str]) -> list[bytes]:
     """Return sums that depend on the order, as bits, three times."""
-    with world(domains) as w:
+    with world(domains, links) as w:
         found = []
         for _ in range(3):
             torch.manual_seed(w.rank)

@@ -12,19 +12,27 @@ from devices.fabric.host.meeting import why_not_here
 reason = why_not_here()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason), reason=f"needs shared memory: {reason}")]
 
-SPLITS = [(0, 0, 1, 1), (0, 1, 1, 1), (0, 1, 0, 2, 1)]
+WORLDS = [
+    ((0, 0, 1, 1), ()),
+    ((0, 1, 1, 1), ("3e9", "4e9", "1e9", "2.5e9")),
+    ((0, 1, 0, 2, 1), ("measure",) * 5),
+]
 
 
-@pytest.mark.parametrize("domains", SPLITS)
-def test_every_verb_computes_what_plain_torch_does(domains: tuple[int, ...]) -> None:
-    for said in ranks.run(len(domains), cases.every_verb, domains, timeout=120):
+@pytest.mark.parametrize(("domains", "links"), WORLDS, ids=["equal parts", "parts as told", "parts as measured"])
+def test_every_verb_computes_what_plain_torch_does(domains: tuple[int, ...], links: tuple[str, ...]) -> None:
+    told = ranks.run(len(domains), cases.every_verb, domains, links, timeout=120)
+    for said in told:
         assert "island-0 (rank" in said, said
         assert "inside of them" in said
         assert "between them gloo" in said
+        assert ("predicted at best for 64 MiB: all_reduce" in said) is bool(links)
+    # The rank itself is in the line above.
+    assert len({said.partition("island-0 (")[2] for said in told if "inside of them shared memory" in said}) == 1
 
 
 def test_sums_have_the_same_bits_on_all_ranks_and_each_time() -> None:
-    found = ranks.run(5, cases.same_bits, (0, 1, 0, 2, 1), timeout=120)
+    found = ranks.run(5, cases.same_bits, (0, 1, 0, 2, 1), ("3e9", "1e9", "1e9", "2e9", "4e9"), timeout=120)
     assert len({bits for each in found for bits in each}) == 1
 
 

@@ -22,13 +22,14 @@ def test_ranks_with_one_key_are_one_domain_in_the_order_of_their_first_ranks() -
 def test_each_element_crosses_once_from_who_has_it_to_who_is_to_have_it(senders: int, receivers: int) -> None:
     length = 5 * math.lcm(senders, receivers)
     seen = []
-    for sender, receiver, start, stop in crossings(length, senders, receivers):
+    ways = crossings(range(0, length + 1, length // senders), range(0, length + 1, length // receivers))
+    for sender, receiver, start, stop in ways:
         for element in range(start, stop):
             assert element // (length // senders) == sender
             assert element // (length // receivers) == receiver
             seen.append(element)
     assert sorted(seen) == list(range(length))
-    used = {(crossing.sender, crossing.receiver) for crossing in crossings(length, senders, receivers)}
+    used = {(crossing.sender, crossing.receiver) for crossing in ways}
     assert {sender for sender, _ in used} == set(range(senders)), "all ways out are used"
     assert {receiver for _, receiver in used} == set(range(receivers)), "and all ways in"
 
@@ -37,7 +38,7 @@ def test_each_element_crosses_once_from_who_has_it_to_who_is_to_have_it(senders:
 def test_each_element_is_added_up_by_one_rank_of_those_that_have_a_sum_of_it(sizes: tuple[int, ...]) -> None:
     length = 7 * math.lcm(*sizes)
     seen = []
-    for ranks, cuts in lanes(length, sizes):
+    for ranks, cuts in lanes([range(0, length + 1, length // size) for size in sizes]):
         assert len(ranks) == len(sizes)
         assert list(cuts) == sorted(cuts)
         for element in range(cuts[0], cuts[-1]):

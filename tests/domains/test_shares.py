@@ -1,0 +1,74 @@
+"""How much of what crosses each rank carries, and how long that is said to take."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from torch.distributed import HashStore
+
+from devices._backend import Device, Group
+from devices._store import Store
+from devices.domains import bandwidth
+from devices.domains.members import Domains
+from devices.domains.predicted import seconds
+from devices.domains.shares import Shares
+from devices.errors import ArgumentError
+
+TWO_AND_TWO = Domains(((0, 1), (2, 3)), ("here", "there"))
+
+
+def test_parts_are_as_the_links_of_a_domains_ranks() -> None:
+    shares = Shares(TWO_AND_TWO, [4e9, 1e9, 1e9, 1e9])
+    assert shares.cuts(0, 1000) == (0, 800, 1000)
+    assert shares.cuts(1, 1000) == (0, 500, 1000)
+    assert [ranks for ranks, _ in shares.lanes(1000)] == [(0, 0), (0, 1), (1, 1)]
+    assert [(cuts[0], cuts[-1]) for _, cuts in shares.lanes(1000)] == [(0, 500), (500, 800), (800, 1000)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 1001])
+def test_each_element_is_someones_however_few_there_are(length: int) -> None:
+    shares = Shares(Domains(((0, 1, 2), (3,)), ("here", "there")), [1e9, 8e9, 3e9, 5e9])
+    for domain, count in ((0, 3), (1, 1)):
+        cuts = shares.cuts(domain, length)
+        assert len(cuts) == count + 1
+        assert list(cuts) == sorted(cuts)
+        assert (cuts[0], cuts[-1]) == (0, length)
+    ends = [(cuts[0], cuts[-1]) for _, cuts in shares.lanes(length)]
+    assert [start for start, _ in ends] == [0, *(stop for _, stop in ends[:-1])]
+    assert ends[-1][1] == length
+
+
+def test_predicted_times_are_what_must_cross_over_what_the_links_carry() -> None:
+    # 100 MB; 125 MB/s into and out of each domain, of which one rank has a fifth.
+    found = seconds(100_000_000, TWO_AND_TWO, [100e6, 25e6, 100e6, 25e6])
+    assert found == pytest.approx(
+        {"all_reduce": 0.8, "all_gather": 0.4, "reduce_scatter": 0.4, "broadcast": 0.8, "all_to_all": 2.0}
+    )
+
+
+def group() -> Group:
+    return Group((4, 5, 6), 1, Device("cpu", "cpu", 0), Store(HashStore()), timedelta(seconds=1), "axis")
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (["1e9", "", "1e9"], "1e9 on rank 4 and not set on rank 5"),
+        (["measure", "measure", "1e9"], "measure on rank 4 and 1e9 on rank 6"),
+        (["1e9", "fast", "1e9"], "'fast' on rank 5"),
+        (["0", "1e9", "1e9"], "'0' on rank 4"),
+        (["1e9", "1e9", "inf"], "'inf' on rank 6"),
+        (["nan", "1e9", "1e9"], "'nan' on rank 4"),
+    ],
+)
+def test_a_bandwidth_that_ranks_do_not_agree_on_or_that_is_none_names_the_rank(said: list[str], words: str) -> None:
+    with pytest.raises(ArgumentError, match="rank 1 of 3 in group 'axis'") as caught:
+        bandwidth.agreed(said, group())
+    assert words in str(caught.value)
+
+
+def test_bandwidths_are_what_all_ranks_have_said() -> None:
+    assert bandwidth.agreed(["1e9", "2000000000", "5e8"], group()) == [1e9, 2e9, 5e8]
+    assert bandwidth.agreed(["measure"] * 3, group()) == "measure"
+    assert bandwidth.agreed([""] * 3, group()) is None
