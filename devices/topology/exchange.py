@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
+import random
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+
+import numpy as np
 
 from devices.algorithms.schedule import Action, Chunk, Copy, Program, Recv, Schedule, Send
 from devices.topology.alike import classes
@@ -29,6 +31,9 @@ SMALL = 20
 
 ROUNDS = 3
 """So often is every way looked for, the others being there."""
+
+PARTS = 256
+"""Where all devices are alike, the ways of all pieces from one are looked for in so many parts, one after the other."""
 
 STEEP = 6.0
 """A link as full as the bound allows costs e to this power times what an empty one costs."""
@@ -86,23 +91,25 @@ class _Ways:
         self.pieces = pieces
         self._capacities = capacities
         self._moved = moved
-        self._after: dict[int, list[int]] = {}
-        for source, target in capacities.arcs:
-            self._after.setdefault(source, []).append(target)
         # Where all devices are alike, one stands for all: what it loads is spread over the links of a class.
         self._sources = capacities.endpoints if moved is None else capacities.endpoints[:: moved.count]
         if moved is None:
             self._classes = {arc: number for number, arc in enumerate(capacities.arcs)}
             self._times = [Fraction(1)] * len(capacities.arcs)
+            self._rates = list(capacities.arcs.values())
         else:
-            self._classes, sizes, _ = classes(capacities, moved)
+            self._classes, sizes, self._rates = classes(capacities, moved)
             self._times = [Fraction(moved.count, size) for size in sizes]
+        self._after: dict[int, list[tuple[int, int]]] = {}
+        for (source, target), number in self._classes.items():
+            self._after.setdefault(source, []).append((target, number))
         self._crossed = [0] * len(self._times)
         self._paths: dict[tuple[int, int, int], Path] = {}
-        self._scale = STEEP / float(least * pieces * len(capacities.endpoints))
-        others = list(capacities.endpoints)
-        several = [others] if len(capacities.endpoints) > SMALL else [[node] for node in others]
+        full = float(least * pieces * len(capacities.endpoints))
+        self._empty = 1 / np.array(self._rates, dtype=float)
+        self._steep = STEEP / full * np.array([float(times) for times in self._times]) * self._empty
         for number in range(ROUNDS):
+            several = self._parts()
             for piece in range(pieces):
                 # The other way round each time, so that nobody always comes last.
                 for source in self._sources[:: 1 if (piece + number) % 2 == 0 else -1]:
@@ -111,10 +118,25 @@ class _Ways:
             if self.time() <= least:
                 break
 
+    def _parts(self) -> list[list[int]]:
+        """Return the targets in the parts to which ways are looked for at a time, on one tree."""
+        others = list(self._capacities.endpoints)
+        if len(others) <= SMALL:
+            return [[node] for node in others]
+        if self._moved is None:
+            return [others]
+        # On one tree all that is behind one way goes it, so that ways that are as good have even shares of many trees.
+        random.Random(0).shuffle(others)
+        parts = min(len(others), PARTS // self.pieces)
+        return [others[start::parts] for start in range(parts)]
+
     def time(self) -> Fraction:
         """Return how long the fullest arc takes, for each unit of capacity, if what a rank gives is 1."""
         whole = self.pieces * len(self._capacities.endpoints)
-        return max(load / (whole * self._capacities.arcs[ends]) for ends, load in self.loads().items())
+        return max(
+            crossed * times / (whole * rate)
+            for crossed, times, rate in zip(self._crossed, self._times, self._rates, strict=True)
+        )
 
     def loads(self) -> dict[tuple[int, int], Fraction]:
         """Return the pieces that cross each arc."""
@@ -152,17 +174,15 @@ class _Ways:
         before: dict[int, int] = {}
         queue = [(0.0, source)]
         done: set[int] = set()
-        arcs = self._capacities.arcs
-        full = [float(crossed * times) * self._scale for crossed, times in zip(self._crossed, self._times, strict=True)]
+        # What is full costs more, so that what is long is taken only where it is empty.
+        prices = (np.exp(np.minimum(50.0, np.array(self._crossed) * self._steep)) * self._empty).tolist()
         while queue:
             cost, node = heapq.heappop(queue)
             if node in done:
                 continue
             done.add(node)
-            for other in self._after.get(node, ()):
-                rate = arcs[node, other]
-                # What is full costs more, so that what is long is taken only where it is empty.
-                there = cost + math.exp(min(50.0, full[self._classes[node, other]] / rate)) / rate
+            for other, number in self._after.get(node, ()):
+                there = cost + prices[number]
                 if other not in costs or there < costs[other]:
                     costs[other], before[other] = there, node
                     heapq.heappush(queue, (there, other))

@@ -14,11 +14,11 @@ from devices.topology.symmetry import symmetry
 FEW = 9
 """Up to so many devices every cut is tried."""
 
-MANY = 1024
+MANY = 8192
 """Up to so many nodes the graph's slowest vibrations, which swing across its bottlenecks, are looked for."""
 
-LINES, ROUNDS = 3, 40
-"""So many of them, and for how long."""
+LINES, ROUNDS = 4, 60
+"""So many of them, among as many ways to swing as this."""
 
 
 def worst_for_exchange(capacities: Capacities) -> list[list[int]]:
@@ -84,20 +84,33 @@ def _lines(capacities: Capacities, ends: Any, rates: Any, is_endpoint: Any) -> I
 
 
 def _vibrations(ends: Any, rates: Any, size: int) -> list[Line]:
-    """Return about the slowest vibrations of the graph, links being springs, by letting all faster ones die down."""
+    """Return about the slowest vibrations of the graph, links being springs, by Lanczos's method.
+
+    They are the slowest among some ways to swing: each is the force that the one before meets, less what of it goes
+    along with those before.
+    """
     degrees = np.bincount(ends[:, 0], rates, size) + np.bincount(ends[:, 1], rates, size)
-    calm = 0.5 / degrees.max()
-    lines = list(np.random.default_rng(0).standard_normal((LINES, size)))
-    for _ in range(ROUNDS):
-        for place, line in enumerate(lines):
-            pull = np.bincount(ends[:, 1], rates * line[ends[:, 0]], size)
-            pull += np.bincount(ends[:, 0], rates * line[ends[:, 1]], size)
-            line = line - calm * (degrees * line - pull)
-            line -= line.mean()
-            for other in lines[:place]:
-                line -= (line * other).sum() * other
-            lines[place] = line / max(float(np.sqrt((line * line).sum())), 1e-300)
-    return lines
+    ways = np.zeros((min(ROUNDS, size - 1), size))
+    forces = np.zeros_like(ways)
+    way = np.random.default_rng(0).standard_normal(size)
+    rigid = np.full(size, size**-0.5)
+    found = 0
+    for number in range(len(ways)):
+        way -= (rigid @ way) * rigid
+        # Twice, as what is left of the first time is small and lost in its rounding.
+        for _ in range(2):
+            way -= (ways[:number] @ way) @ ways[:number]
+        length = float(np.sqrt(way @ way))
+        if length < 1e-9 * float(degrees.max()) and number:
+            break
+        ways[number] = way / length
+        found = number + 1
+        pull = np.bincount(ends[:, 1], rates * ways[number][ends[:, 0]], size)
+        pull += np.bincount(ends[:, 0], rates * ways[number][ends[:, 1]], size)
+        way = degrees * ways[number] - pull
+        forces[number] = way
+    _, slowest = np.linalg.eigh(ways[:found] @ forces[:found].T)
+    return list(slowest.T[:LINES] @ ways[:found])
 
 
 def _with_switches(line: Line, ends: Any, rates: Any, is_endpoint: Any) -> Line:

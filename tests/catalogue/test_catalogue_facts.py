@@ -213,6 +213,11 @@ def test_claims_are_those_of_the_launch() -> None:
     assert times == {"fp8": pytest.approx(4.4, abs=0.1), "memory_bandwidth": pytest.approx(4, abs=0.25)}
 
 
+def test_power_is_of_one_chip_and_unknown_where_no_source_was_read() -> None:
+    known = {name: load(name).figures["power"].value for name in names("chip") if load(name).figures["power"].value}
+    assert known == {"a100": 400, "a100-40gb": 400, "h100": 700, "h200": 700, "b200": 1000}
+
+
 def test_prices_are_of_an_hour_of_the_machine() -> None:
     known = {name: load(name).figures["price"].value for name in names("machine") if load(name).figures["price"].value}
     assert known == {

@@ -128,3 +128,23 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str], argu
     status, _, error = plan(capsys, "train", *arguments, *ARGUMENTS)
     assert status == 2
     assert said in error
+
+
+def test_what_the_catalogue_knows_of_power_and_price_is_used_and_the_rest_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = choices(LLAMA, ["p5.48xlarge", "trn2.48xlarge"], meshes=[{"fsdp": 8}], batches=(64,)).found
+    runs = {choice.run.target: choice.run for choice in found}
+    step = runs["p5.48xlarge"]
+    assert step.missing == ()
+    assert step.joules is not None
+    assert step.price is not None
+    # Eight chips of 700 W, and 55.04 USD an hour for the eight.
+    millions = 64 * LLAMA.sequence / 1e6
+    assert step.joules.expected == pytest.approx(step.seconds.expected * 8 * 700 / millions)
+    assert step.price.expected == pytest.approx(step.seconds.expected * 55.04 / 3600 / millions)
+    other = runs["trn2.48xlarge"]
+    assert (other.joules, other.price) == (None, None)
+    assert [what.partition(":")[0] for what in other.missing] == ["power of trainium2", "price of trn2.48xlarge"]
+    assert main(["plan", "train", "--targets", "trn2.48xlarge", "--mesh", "fsdp=8", *ARGUMENTS]) in (0, 1)
+    assert "not known: power of trainium2: say `watts`" in " ".join(capsys.readouterr().out.split())
