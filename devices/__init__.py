@@ -26,6 +26,7 @@ from devices._backend import (
     Probe,
     Variable,
 )
+from devices._interop import Interop, Predicted, Shared, Side
 from devices._observer import Called, Ended, Observer
 
 if TYPE_CHECKING:
@@ -119,16 +120,20 @@ __all__ = [
     "FabricCommunicator",
     "FlightRecord",
     "Group",
+    "Interop",
     "Link",
     "Message",
     "Observer",
     "Partial",
     "Pending",
     "PendingFrom",
+    "Predicted",
     "Probe",
     "ProcessGroupCommunicator",
     "Replicate",
     "Shard",
+    "Shared",
+    "Side",
     "Store",
     "Variable",
     "Work",

@@ -14,6 +14,7 @@ from devices.errors import CollectiveError, CollectiveTimeoutError, UnsupportedE
 if TYPE_CHECKING:
     import torch
 
+    from devices._interop import Interop
     from devices._store import Store
     from devices.topology.graph import Topology
 
@@ -428,6 +429,13 @@ class Backend(abc.ABC):
         second, no context opened, nothing heavy imported.
         """
         return ()
+
+    def interop(self) -> Interop | None:
+        """Return the fabric by which this backend's devices and those of others reach each other's memory, if any.
+
+        Asked whether the hardware is here or not, by what emulates ranks of several kinds.
+        """
+        return None
 
     def bind(self, device: Device) -> None:
         """Make `device` the one that this process works on, before any group opens; `devices.init` calls it once.

@@ -57,6 +57,11 @@ class Fabric(abc.ABC):
     rank: int
     size: int
 
+    @property
+    def base(self) -> Fabric:
+        """The fabric that conditions about this one are about: itself, unless it stands in front of another."""
+        return self
+
     @abc.abstractmethod
     def export(
         self, name: Hashable, tensor: torch.Tensor | None, note: object, readers: int, *, is_part: bool = False

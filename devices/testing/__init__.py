@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from devices.testing._check import Checked, check
     from devices.testing._emulation import Emulation, emulate
+    from devices.testing._mixed import Mixed
+    from devices.testing._mixed_report import MixedReport
     from devices.testing._processes import run_processes
     from devices.testing._report import Asked, Report
     from devices.testing._run import run
@@ -22,12 +24,25 @@ if TYPE_CHECKING:
 _LAZY = {
     **dict.fromkeys(("Checked", "check"), "devices.testing._check"),
     **dict.fromkeys(("Emulation", "emulate"), "devices.testing._emulation"),
+    "Mixed": "devices.testing._mixed",
+    "MixedReport": "devices.testing._mixed_report",
     "run_processes": "devices.testing._processes",
     **dict.fromkeys(("Asked", "Report"), "devices.testing._report"),
     "run": "devices.testing._run",
 }
 
-__all__ = ["Asked", "Checked", "Emulation", "Report", "check", "emulate", "run", "run_processes"]
+__all__ = [
+    "Asked",
+    "Checked",
+    "Emulation",
+    "Mixed",
+    "MixedReport",
+    "Report",
+    "check",
+    "emulate",
+    "run",
+    "run_processes",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -59,8 +59,9 @@ def _line(rank: int, ranks: int, seen: Seen | None, helped: object) -> str:
 
 def _what(work: FabricWork) -> str:
     missing: list[int] = []
-    if work.condition is not None and isinstance(work.fabric, ThreadFabric):
-        missing = work.fabric.missing(work.condition)
+    fabric = work.fabric.base
+    if work.condition is not None and isinstance(fabric, ThreadFabric):
+        missing = fabric.missing(work.condition)
     return f"{_ranks(missing)} in {work}"
 
 

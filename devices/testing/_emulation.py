@@ -140,6 +140,10 @@ class Emulation(Observer):
             self.check_world(group.size)
         elif said := self._limits.group_refusal(group.ranks):
             self._refuse(f"{group}", "group", "", f"{said} ({self._source('symmetric_groups')})", 0)
+        self.count(group)
+
+    def count(self, group: Group) -> None:
+        """Count a group that this rank opens, and refuse it if there are too many."""
         if group.size > 1:
             me, limit = group.ranks[group.rank], self._limits.max_groups
             count = self._groups[me] = self._groups.get(me, 0) + 1
@@ -153,12 +157,9 @@ class Emulation(Observer):
             self._groups[group.ranks[group.rank]] -= 1
 
     def called(self, call: Called) -> None:
-        dtype = "" if call.tensor is None else _dtype(call.tensor)
-        size = 0 if call.tensor is None else call.tensor.nbytes
-        streams = self._streams.setdefault(call.group.ranks[call.group.rank], {})
-        if call.is_async:
-            streams[call.group.name] = streams.get(call.group.name, 0) + 1
-        if said := self._impossible(call, dtype):
+        dtype, size = _dtype(call.tensor), call.nbytes
+        self._begin(call)
+        if said := self._impossible(call):
             self._refuse(f"{call.group}: {call.verb}", call.verb, dtype, said, size)
             return
         if not (said := self._lacking(call, dtype)):
@@ -169,6 +170,26 @@ class Emulation(Observer):
             hint = "torch's own verbs are not composed" if self._compose else "compose=True allows devices' own verbs"
             self._refuse(f"{call.group}: {call.verb}", call.verb, dtype, said, size, hint)
 
+    def called_across(self, call: Called, refused: str) -> None:
+        """Hear of a call in a group that has ranks of other targets too, by which all is composed.
+
+        Args:
+            call: the call.
+            refused: why one of the targets cannot do it, in words; "" if all can.
+        """
+        self._begin(call)
+        dtype = _dtype(call.tensor)
+        lacking = self._lacking(call, dtype) or ""
+        outcome = REFUSED if refused else COMPOSED if lacking else NATIVE
+        self._note(call.verb, dtype, outcome, refused or lacking, call.nbytes)
+        if refused:
+            raise UnsupportedError(refused)
+
+    def _begin(self, call: Called) -> None:
+        streams = self._streams.setdefault(call.group.ranks[call.group.rank], {})
+        if call.is_async:
+            streams[call.group.name] = streams.get(call.group.name, 0) + 1
+
     def ended(self, ended: Ended) -> None:
         call = ended.call
         if not call.is_async:
@@ -178,24 +199,35 @@ class Emulation(Observer):
         if not streams[call.group.name]:
             del streams[call.group.name]
 
-    def _impossible(self, call: Called, dtype: str) -> str | None:
+    def _impossible(self, call: Called) -> str | None:
         """Return what nothing makes possible about a call."""
         limits = self._limits
+        if said := self.unmovable(call):
+            return said
+        if call.verb in ("send", "recv") and limits.verbs is not None and call.verb not in limits.verbs:
+            return f"there are no messages between two ranks ({self._source(f'verbs.{call.verb}')})"
+        return self._too_many_streams(call)
+
+    def unmovable(self, call: Called) -> str | None:
+        """Return why the tensor of a call, whichever rank makes it, cannot come to or go from the target's ranks."""
+        limits, dtype = self._limits, _dtype(call.tensor)
         if dtype and limits.dtypes is not None and dtype not in limits.dtypes:
             return f"a tensor cannot be {dtype} ({self._source(f'dtypes.{dtype}')})"
         if dtype and limits.moved_dtypes is not None and dtype not in limits.moved_dtypes:
             return f"{dtype} is not moved from rank to rank ({self._source('moved_dtypes')})"
-        if call.verb in ("send", "recv") and limits.verbs is not None and call.verb not in limits.verbs:
-            return f"there are no messages between two ranks ({self._source(f'verbs.{call.verb}')})"
-        # A group's collectives run on one stream, in the order in which they are called.
-        on_their_way = {call.group.name, *self._streams[call.group.ranks[call.group.rank]]}
-        if limits.max_streams is not None and len(on_their_way) > limits.max_streams:
-            most = f"collectives run on {limits.max_streams} streams at once"
-            return f"{most}, and those of {len(on_their_way)} groups are on their way ({self._source('max_streams')})"
         if dtype == "float8_e4m3fn" and limits.float8_max is not None and call.tensor is not None:
             largest = call.tensor.float().abs().nan_to_num().max().item() if call.tensor.numel() else 0.0
             if largest > limits.float8_max:
                 return f"a value is {largest:g}, and float8_e4m3fn goes to {limits.float8_max:g} there"
+        return None
+
+    def _too_many_streams(self, call: Called) -> str | None:
+        limit = self._limits.max_streams
+        # A group's collectives run on one stream, in the order in which they are called.
+        on_their_way = {call.group.name, *self._streams[call.group.ranks[call.group.rank]]}
+        if limit is not None and len(on_their_way) > limit:
+            most = f"collectives run on {limit} streams at once"
+            return f"{most}, and those of {len(on_their_way)} groups are on their way ({self._source('max_streams')})"
         return None
 
     def _lacking(self, call: Called, dtype: str) -> str | None:
@@ -240,7 +272,9 @@ class Emulation(Observer):
             self._asked[what] = calls + 1, total + size
 
 
-def _dtype(tensor: torch.Tensor) -> str:
+def _dtype(tensor: torch.Tensor | None) -> str:
+    if tensor is None:
+        return ""
     # torch hands complex numbers on as twice as many real ones.
     whole = tensor._base
     found = whole.dtype if whole is not None and whole.is_complex() else tensor.dtype

@@ -75,7 +75,7 @@ class Report:
         rows = [
             (each.line, each.verb, each.dtype, f"{each.calls}", size(each.bytes), each.outcome) for each in self.asked
         ]
-        lines += _table([("line", "verb", "dtype", "calls", "bytes", ""), *rows])
+        lines += table([("line", "verb", "dtype", "calls", "bytes", ""), *rows])
         lines += [f"  {each.line}: {each.verb} is {each.outcome}: {each.reason}" for each in self.asked if each.reason]
         if self.peak_memory:
             rank = max(self.peak_memory, key=lambda rank: self.peak_memory[rank])
@@ -84,7 +84,8 @@ class Report:
         return "\n".join(lines)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines whose columns stand below each other."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     aligned = (" ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return [f"  {line.rstrip()}" for line in aligned]

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, final
@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from devices import _autoload, _flight, _observing, _registry, _torch
-from devices._backend import Backend
+from devices._backend import Backend, Group
+from devices._interop import Shared
 from devices._launch import Launch, tell
 from devices._registry import Choice
 from devices._world import init
@@ -30,15 +31,19 @@ from devices.errors import (
     UnsupportedError,
     WorldError,
 )
+from devices.fabric.communicator import FabricCommunicator
+from devices.fabric.interface import Fabric
 from devices.fabric.progress import Progress
 from devices.testing._alike import difference
 from devices.testing._baton import Baton, Released, Task
 from devices.testing._diagnosis import diagnose
 from devices.testing._emulation import emulate
+from devices.testing._mixed import Mixed, mixed_of
+from devices.testing._mixed_backend import MixedBackend
 from devices.testing._opened_by_threads import OpenedByThreads
 from devices.testing._rank_state import restored
 from devices.testing._thread_backend import ThreadBackend
-from devices.testing._thread_fabric import Memories
+from devices.testing._thread_fabric import Memories, ThreadFabric
 from devices.testing._thread_store import ThreadStore
 from devices.testing._threads import BatonThreads
 
@@ -50,11 +55,12 @@ _one_at_a_time = threading.Lock()
 def run(
     fn: Callable[..., T],
     *args: Any,
-    ranks: int,
+    ranks: int | Mapping[str, int] | Mixed,
     seed: int = 0,
     schedules: int = 1,
     parallel: bool = False,
     target: str | None = None,
+    assume: Mapping[str, str] | None = None,
     backend: str | Backend | None = None,
     timeout: float = 600.0,
 ) -> list[T]:
@@ -67,12 +73,14 @@ def run(
     Args:
         fn: what each rank does. A tensor in `args` is the same tensor on every rank.
         args: passed on.
-        ranks: how many.
+        ranks: how many; or how many of each of several targets of the catalogue, as a dict or a `Mixed`.
         seed: decides in which order ranks go on where several can; the same seed gives the same run. With 0 they
             change over only where one must wait, with any other also at some of the calls of verbs.
         schedules: how many seeds to try, from `seed` upwards; results that differ are an error.
         parallel: let the threads run freely, for stress; nothing is repeatable then, random numbers included.
-        target: meet the limits of this target of the catalogue, as within `emulate(target)`.
+        target: meet the limits of this target of the catalogue, as within `emulate(target)`. Of one that has chips of
+            two kinds half of the ranks are of each.
+        assume: with ranks of several targets, what is assumed of hardware that nobody has, as `Mixed` takes it.
         backend: open this one over the ranks, which then run at once as with `parallel`; its `thread_ranks` must say
             that it can. Nothing but its own timeout finds a deadlock.
         timeout: seconds after which a rank that does not come back, and waits in no verb, is an error.
@@ -92,16 +100,20 @@ def run(
     >>> devices.testing.run(total, ranks=4)
     [6, 6, 6, 6]
     """
+    if (mixed := mixed_of(ranks, target, assume)) is not None:
+        ranks, target = mixed.size, None
     if not isinstance(ranks, int) or ranks < 1:
         raise ArgumentError(f"ranks={ranks!r}: a run needs at least one rank")
     if not isinstance(schedules, int) or schedules < 1:
         raise ArgumentError(f"schedules={schedules!r}: at least one order of the ranks is to be tried")
+    if mixed is not None and backend is not None:
+        raise ArgumentError(f"backend={backend!r}: ranks of several targets, {mixed}, are emulated on none")
     opened = None if backend is None else _choice(backend)
     if not _one_at_a_time.acquire(blocking=False):
         raise WorldError("a run on thread ranks is under way in this process; one ends before another begins")
     try:
         with emulate(target) if target is not None else contextlib.nullcontext():
-            return _results(fn, args, ranks, range(seed, seed + schedules), parallel, timeout, opened)
+            return _results(fn, args, ranks, range(seed, seed + schedules), parallel, timeout, opened, mixed)
     finally:
         _one_at_a_time.release()
 
@@ -139,13 +151,14 @@ def _results(
     parallel: bool,
     timeout: float,
     choice: Choice | None,
+    mixed: Mixed | None,
 ) -> list[T]:
     """Return what the first seed gave, which all others must give too."""
     seed, *others = seeds
     parallel = parallel or choice is not None
 
     def results(seed: int) -> list[T]:
-        return _Run(fn, args, ranks, Baton(seed, is_free=parallel), timeout, choice=choice).results()
+        return _Run(fn, args, ranks, Baton(seed, is_free=parallel), timeout, choice=choice, mixed=mixed).results()
 
     first = results(seed)
     for other in others:
@@ -156,7 +169,7 @@ def _results(
             who = f"what rank {rank} of {ranks} returns"
             if parallel:
                 raise RaceError(f"{who} depends on the order in which ranks run: of two runs it differs{said}")
-            if difference(first, _Run(fn, args, ranks, Baton(seed), timeout).results()):
+            if difference(first, results(seed)):
                 raise ArgumentError(
                     f"{who} differs{said}, but not by the order of the ranks: with seed={seed} again it differs too. "
                     "Something lasts from run to run, in args or in a global variable; begin it anew in the function"
@@ -190,6 +203,7 @@ class _Run:
     timeout: float
     opens: bool = True
     choice: Choice | None = None
+    mixed: Mixed | None = None
     returned: dict[int, Any] = field(default_factory=dict)
     memories: Memories = field(default_factory=Memories)
 
@@ -202,7 +216,8 @@ class _Run:
         baton = self.baton
         baton.on_deadlock = partial(diagnose, baton, self.progresses)
         store = ThreadStore(baton, self.progresses)
-        with restored(), _torch.ddp_as_it_was(), _torch.thread_worlds() as begin:
+        watched = contextlib.nullcontext() if self.mixed is None else self.mixed.watched()
+        with watched, restored(), _torch.ddp_as_it_was(), _torch.thread_worlds() as begin:
             os.environ.update(dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(self.ranks)))
             if "OMP_NUM_THREADS" not in os.environ:
                 # As torchrun has it; else each rank's thread gets a team of its own, one for each core.
@@ -226,8 +241,7 @@ class _Run:
             choice = replace(self.choice, backend=self.opened)
         else:
             use(BatonThreads(self.baton, rank))
-            backend = ThreadBackend(self.baton, self.memories, progress)
-            choice = Choice(backend, "ranks are threads of this process", ())
+            choice = self._chosen(rank, progress)
         _flight.use(_flight.Recorder())
         tell(Launch(rank, self.ranks, store, choice, f"{self.ranks} threads of one process"))
         # Backward stays on the rank's thread, where the rank's groups are.
@@ -245,6 +259,21 @@ class _Run:
             finally:
                 if (changed := _flight.recorder().changed) is not None:
                     changed("exit")
+
+    def _chosen(self, rank: int, progress: Progress) -> Choice:
+        """Return what a rank whose memory is the run's is opened on."""
+        if self.mixed is None:
+            backend: Backend = ThreadBackend(self.baton, self.memories, progress)
+            return Choice(backend, "ranks are threads of this process", ())
+
+        def share(group: Group) -> Shared:
+            def carry(fabric: Fabric, scheduled: bool) -> FabricCommunicator:
+                return FabricCommunicator(fabric, group, progress, scheduled=scheduled or self.baton.is_free)
+
+            return Shared(ThreadFabric(self.memories, self.baton, group), carry, by_reference=True)
+
+        backend = MixedBackend(self.mixed, rank, share)
+        return Choice(backend, f"a thread of this process, emulated among {self.mixed}", ())
 
     def _are_over(self, tasks: Sequence[Task]) -> bool:
         """Wait for the ranks, or until one has failed that others wait for in a backend; return whether that came."""

@@ -220,7 +220,8 @@ class ThreadFabric(Fabric):
 def awaited(conditions: Sequence[tuple[Fabric, Condition]]) -> tuple[Hashable, ...]:
     """Return what is to happen before one of `conditions` can hold; nothing if one does."""
     keys: list[Hashable] = []
-    for fabric, condition in conditions:
+    for each, condition in conditions:
+        fabric = each.base
         assert isinstance(fabric, ThreadFabric)
         memory = fabric._memory
         keys.append((id(memory), "abort"))

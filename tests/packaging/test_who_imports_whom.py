@@ -9,7 +9,18 @@ from source_files import CORE, PLUGINS, ROOT, attribute_chains, imports, module_
 # Each part of `devices` imports from its own row and from those above it.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("topology.graph", "topology.files", "_store", "_backend", "_flight", "_flight_files", "_observer", "_work"),
+    (
+        "topology.graph",
+        "topology.files",
+        "fabric.interface",
+        "_store",
+        "_backend",
+        "_interop",
+        "_flight",
+        "_flight_files",
+        "_observer",
+        "_work",
+    ),
     (
         "_hookspecs",
         "_plugin",

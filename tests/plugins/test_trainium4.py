@@ -13,7 +13,7 @@ import pytest
 import devices
 import devices.testing
 from devices import catalogue
-from devices.errors import BackendNotFoundError
+from devices.errors import BackendUnavailableError
 
 TARGETS = ("trainium4", "trainium4-nvlink-fusion")
 
@@ -90,8 +90,8 @@ def test_no_other_target_is_speculative_and_none_is_detected() -> None:
     assert "chose 'trainium4" not in explained
 
 
-def test_no_backend_of_that_name_is_opened() -> None:
-    with pytest.raises(BackendNotFoundError, match="no plugin provides a backend named 'trainium4'"):
+def test_the_backend_is_absent_everywhere_and_says_that_it_is_speculative() -> None:
+    with pytest.raises(BackendUnavailableError, match=r"'trainium4' is installed, but not available here: speculative"):
         devices.init("trainium4")
 
 

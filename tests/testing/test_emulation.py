@@ -24,7 +24,7 @@ GIB = 2**30
 TARGETS = (
     *("a100", "b200", "cpu", "h100", "inferentia2", "rubin", "trainium1", "trainium2", "trainium3", "trainium4"),
     *("inf2.48xlarge", "p5.48xlarge", "trn1.32xlarge", "trn2.48xlarge", "gb300-nvl72", "trainium2-ultraserver"),
-    *("trainium3-ultraserver-gen2", "trainium3-ultracluster", "trainium4-nvlink-fusion"),
+    *("trainium3-ultraserver-gen2", "trainium3-ultracluster"),
 )
 """Each chip's software, and each shape of what is made of chips; the others differ in figures alone."""
 NEURON = [name for name in TARGETS if name.startswith("tr")]

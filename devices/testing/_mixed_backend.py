@@ -1,0 +1,113 @@
+"""The backend of one rank among ranks of several kinds: the domains that they are in, over memory that all share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import final
+
+import torch
+
+from devices._backend import Backend, Capabilities, Communicator, Device, Group, Message, Pending, PendingFrom, Probe
+from devices._interop import Shared, Side
+from devices.domains import open_domains
+from devices.fabric.communicator import REDUCTIONS
+from devices.testing._mixed import Mixed
+from devices.testing._thread_backend import DTYPES
+
+
+@final
+class MixedBackend(Backend):
+    """One rank's.
+
+    Args:
+        mixed: the kinds of ranks.
+        rank: which one of the world.
+        share: returns the memory that the ranks of a group share.
+    """
+
+    # A world asks for these; they are the target's.
+    name = ""
+    device_type = "cpu"
+    priority = None
+    verified = "an emulation, which runs on every machine"
+
+    def __init__(self, mixed: Mixed, rank: int, share: Callable[[Group], Shared]) -> None:
+        self._mixed = mixed
+        self._rank = rank
+        self._share = share
+        self._target = mixed.target_of(rank)
+        self.name = str(self._target)  # type: ignore[misc]  # of the class, for all others
+
+    def probe(self) -> Probe:
+        return Probe(present=True, reason=f"emulated, as rank {self._rank} of {self._mixed}")
+
+    def devices(self) -> Sequence[Device]:
+        side = next(side for side in self._mixed.sides if self._rank in side.ranks)
+        return (Device(self.name, "cpu", side.ranks.index(self._rank), f"{self._target.title}, emulated"),)
+
+    def capabilities(self, device: Device) -> Capabilities:
+        return Capabilities(DTYPES, REDUCTIONS)
+
+    def open(self, group: Group) -> Communicator:
+        mixed = self._mixed
+        domains = mixed.domains_of(mixed.sides_of(group.ranks))
+        if len(domains) == 1:
+            return self._open_domain(group)
+        [mine] = [domain for domain in domains if any(group.rank in side.ranks for side in domain)]
+        # Told apart by their ranks: two domains may be of one target.
+        key = f"{min(rank for side in mine for rank in side.ranks)}"
+        name = " and ".join(str(mixed.targets[self._place(side)]) for side in mine)
+        return open_domains(group, key, name, self._open_domain, partial(self._open_bridge, domains))
+
+    def _place(self, side: Side) -> int:
+        return next(place for place, each in enumerate(self._mixed.sides) if each.target == side.target)
+
+    def _open_domain(self, group: Group) -> Communicator:
+        """Open a group, all of whose ranks are in one domain."""
+        mixed, shared = self._mixed, self._share(group)
+        if mixed.interop is None:
+            communicator = shared.carry(shared.fabric, False)
+            communicator.note = "memory, as its own links would be"
+            return communicator
+        return mixed.interop.open(group, mixed.sides_of(group.ranks), shared, mixed.assumed)
+
+    def _open_bridge(self, domains: Sequence[Sequence[Side]], group: Group) -> Communicator:
+        """Open the messages between all ranks of a group."""
+        shared = self._share(group)
+        [mine] = [domain for domain in domains if any(group.rank in side.ranks for side in domain)]
+        near = {rank for side in mine for rank in side.ranks}
+        mixed = self._mixed
+        bridge = _Bridge(shared.carry(shared.fabric, False), near, partial(mixed.crossed, self._rank))
+        bridge.note = (
+            "messages, as their networks would carry" if mixed.interop is None else mixed.interop.bridge(mixed.assumed)
+        )
+        return bridge
+
+
+@final
+class _Bridge(Communicator):
+    """Messages between domains, and nothing else: what goes to another domain is counted.
+
+    Args:
+        messages: carries them.
+        near: the ranks of the group that are in this rank's domain.
+        crossed: called with the bytes that go to others.
+    """
+
+    def __init__(self, messages: Communicator, near: set[int], crossed: Callable[[int], None]) -> None:
+        self._messages, self._near, self._crossed = messages, near, crossed
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
+        if far := sum(send.tensor.nbytes for send in sends if send.peer not in self._near):
+            self._crossed(far)
+        return self._messages.exchange(sends, recvs)
+
+    def recv_any(self, tensor: torch.Tensor, tag: int) -> PendingFrom:
+        return self._messages.recv_any(tensor, tag)
+
+    def abort(self) -> None:
+        self._messages.abort()
+
+    def close(self) -> None:
+        self._messages.close()
