@@ -206,6 +206,13 @@ def init(backend: str = "auto", *, timeout: timedelta | float = 600.0) -> World:
     return world
 
 
+def init_on(choice: _registry.Choice, *, timeout: float) -> World:
+    """Open the world of torchrun's ranks, as `init` does, on a backend that no plugin provides."""
+    world = _launch(choice, _limit(timeout))
+    _open[_default_group()] = world
+    return world
+
+
 def _limit(timeout: timedelta | float) -> timedelta:
     """Return a timeout as torch takes one."""
     if not isinstance(timeout, (timedelta, int, float)):
@@ -250,11 +257,14 @@ def _default_group() -> dist.ProcessGroup:
     return group
 
 
-def _launch(asked: str, timeout: timedelta) -> World:
+def _launch(asked: str | _registry.Choice, timeout: timedelta) -> World:
     """Return a world over a process group of our own."""
     # The ranks meet before the choice only where it depends on what one of them finds out for all of its host.
     meet = functools.cache(lambda: _rendezvous(timeout))
-    choice = told.choice if (told := launch()) else _registry.choose(asked, lambda: Store(meet()[0]))
+    if isinstance(asked, _registry.Choice):
+        choice = asked
+    else:
+        choice = told.choice if (told := launch()) else _registry.choose(asked, lambda: Store(meet()[0]))
     _autoload.register()
     # Without a launcher this is a world of one, which may have the device that it likes best.
     device = _my_device(choice, is_alone="RANK" not in os.environ)

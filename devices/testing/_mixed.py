@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, final
@@ -108,6 +109,12 @@ class Mixed:
         """Begin a run: forget the one before, and let each rank meet its limits while this lasts."""
         self._begin()
         return _observing.observe(self._limits, self._traffic)
+
+    @contextlib.contextmanager
+    def watched_by(self, rank: int) -> Iterator[None]:
+        """Begin a run of which one rank is in this process."""
+        with self.watched(), self._limits.rank(rank):
+            yield
 
     def _begin(self) -> None:
         self._limits = MixedLimits(

@@ -12,12 +12,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from devices.testing._sending import Parcel, unpack
+
+if TYPE_CHECKING:
+    from devices._world import World
 
 DUMP = signal.SIGRTMAX
 """Makes a rank write its stacks down, and ends it."""
@@ -49,6 +52,8 @@ class Job:
         timeout: how long a verb may wait, in seconds.
         parcel: the function and its arguments.
         in_pytest: set where assertions are told as pytest tells them.
+        kinds: how many ranks of which targets there are, where they are of several; `backend` then means nothing.
+        assumed: what is assumed of those.
     """
 
     variables: Mapping[str, str]
@@ -57,6 +62,8 @@ class Job:
     timeout: float
     parcel: Parcel
     in_pytest: InPytest | None = None
+    kinds: Mapping[str, int] | None = None
+    assumed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +135,17 @@ def _like_a_fresh_process() -> None:
 
 
 def _outcome(job: Job) -> Outcome:
-    import devices
-
     __tracebackhide__ = True
     asserts = _asserts() if job.in_pytest else None
     try:
         loader = asserts.prepare(job.in_pytest.verbose) if asserts and job.in_pytest else None
         function, arguments = unpack(job.parcel, loader)
-        world = devices.init(job.backend, timeout=job.timeout)
+        # What a rank that fails had open stays so, until it is ended.
+        opened = contextlib.ExitStack()
+        world = _world(job, opened)
         value = function(world, *arguments)
         world.close()
+        opened.close()
     except BaseException as error:
         return _raised(error, job.in_pytest, asserts)
     try:
@@ -145,6 +153,21 @@ def _outcome(job: Job) -> Outcome:
     except Exception as error:
         said = f"what it returned, of type {type(value).__name__}, cannot be sent back: {error}"
         return Outcome("raised", headline=said, kind=type(error).__name__)
+
+
+def _world(job: Job, opened: contextlib.ExitStack) -> World:
+    """Open the rank's world."""
+    import devices
+
+    if job.kinds is None:
+        return devices.init(job.backend, timeout=job.timeout)
+    from devices._world import init_on
+    from devices.testing._mixed import Mixed
+    from devices.testing._mixed_processes import choice_of
+
+    mixed, rank = Mixed(job.kinds, assume=job.assumed), int(job.variables["RANK"])
+    opened.enter_context(mixed.watched_by(rank))
+    return init_on(choice_of(mixed, rank), timeout=job.timeout)
 
 
 def _asserts() -> Any:

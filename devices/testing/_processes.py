@@ -45,11 +45,12 @@ _SHOWN = 4000
 
 def run_processes(
     fn: Callable[..., T],
-    ranks: int,
+    ranks: int | Mapping[str, int],
     *args: Any,
     timeout: float = 60.0,
     env: Mapping[str, str] | None = None,
     backend: str = "auto",
+    assume: Mapping[str, str] | None = None,
 ) -> list[T]:
     """Call `fn(world, *args)` once per rank, each rank a process; return the results in rank order.
 
@@ -62,11 +63,12 @@ def run_processes(
 
     Args:
         fn: what each rank does; written at the top level of a module.
-        ranks: how many.
+        ranks: how many; or how many of each of several targets of the catalogue, which are emulated.
         args: passed on, a copy to each rank.
         timeout: seconds after which a rank that has not returned is an error, which shows where it is.
         env: variables that ranks have beside those of this process and torchrun's.
         backend: what the world is opened on, as in `devices.init`.
+        assume: with ranks of several targets, what is assumed of hardware that nobody has, as `Mixed` takes it.
 
     Raises:
         RankFailedError: a rank raised, died or did not finish; the message has its traceback and what ranks printed.
@@ -74,7 +76,18 @@ def run_processes(
         ArgumentError: the function or an argument cannot be sent to a process.
     """
     __tracebackhide__ = True
-    outcomes = run_outcomes(pack(fn, args), ranks, timeout=timeout, env=env, backend=backend)
+    if isinstance(ranks, int):
+        if assume:
+            raise ArgumentError(f"assume={dict(assume)!r}: nothing is assumed of these ranks; name targets by ranks=")
+        return values(run_outcomes(pack(fn, args), ranks, timeout=timeout, env=env, backend=backend))
+    from devices.testing._mixed import Mixed
+
+    if backend != "auto":
+        raise ArgumentError(f"backend={backend!r}: ranks of several targets, {dict(ranks)!r}, are emulated on none")
+    mixed = Mixed(ranks, assume=assume)
+    outcomes = run_outcomes(
+        pack(fn, args), mixed.size, timeout=timeout, env=env, kinds=dict(ranks), assumed=mixed.assumed
+    )
     return values(outcomes)
 
 
@@ -156,10 +169,13 @@ def run_outcomes(
     backend: str = "auto",
     in_pytest: InPytest | None = None,
     mortal: Collection[int] = (),
+    kinds: Mapping[str, int] | None = None,
+    assumed: Mapping[str, str] | None = None,
 ) -> Outcomes:
     """Run what `parcel` holds on `ranks` processes, all of which have ended when this returns or raises.
 
-    That a rank of `mortal` dies is no failure, and the others go on.
+    That a rank of `mortal` dies is no failure, and the others go on. `kinds` and `assumed` say of what targets the
+    ranks are, if they are of several.
     """
     from devices._rendezvous import serve
 
@@ -178,7 +194,8 @@ def run_outcomes(
         for rank in range(ranks):
             own = {name: str(rank) for name in ("RANK", "LOCAL_RANK", "ROLE_RANK")}
             # A verb never gives up before the run's time is over, so that stacks are told, of all ranks.
-            job = Job({**shared, **own}, str(Path.cwd()), backend, timeout + 60, parcel, in_pytest)
+            variables, folder = {**shared, **own}, str(Path.cwd())
+            job = Job(variables, folder, backend, timeout + 60, parcel, in_pytest, kinds, assumed or {})
             started.append(_Rank(context, job))
         failed = _collect(started, timeout, mortal)
         if not failed:
