@@ -114,8 +114,8 @@ def all_gather(
     ...     devices.all_gather(torch.tensor([[1, 2]]), dim=1)
     tensor([[1, 2]])
     """
-    if dim == 0 and sizes is None and not async_op and (quick := _quick.all_gather(x, group, out)) is not NOT_PLAIN:
-        return quick
+    if dim == 0 and sizes is None and not async_op and (done := _quick.all_gather(x, group, out)) is not NOT_PLAIN:
+        return done
     verb = Verb("all_gather", x, group)
     return verb.parts(dim, verb.joined(sizes)).run(out, async_op)
 
@@ -150,9 +150,9 @@ def reduce_scatter(
         dim == 0
         and sizes is None
         and not async_op
-        and (quick := _quick.reduce_scatter(x, group, op, out)) is not NOT_PLAIN
+        and (done := _quick.reduce_scatter(x, group, op, out)) is not NOT_PLAIN
     ):
-        return quick
+        return done
     verb = Verb("reduce_scatter", x, group)
     return verb.parts(dim, verb.split(sizes), op=op).run(out, async_op)
 
@@ -181,8 +181,8 @@ def all_to_all(
     ...     devices.all_to_all(torch.tensor([1, 2]))
     tensor([1, 2])
     """
-    if dim == 0 and sizes is None and not async_op and (quick := _quick.all_to_all(x, group, out)) is not NOT_PLAIN:
-        return quick
+    if dim == 0 and sizes is None and not async_op and (done := _quick.all_to_all(x, group, out)) is not NOT_PLAIN:
+        return done
     verb = Verb("all_to_all", x, group)
     shares, told = verb.swapped(sizes), tuple(size for row in sizes or () for size in row)
     return verb.parts(dim, shares, is_even=sizes is None, sizes=told).run(out, async_op)
@@ -205,8 +205,8 @@ def broadcast(
     ...     devices.broadcast(torch.tensor([1, 2]), src=0)
     tensor([1, 2])
     """
-    if not async_op and (quick := _quick.broadcast(x, group, src, out)) is not NOT_PLAIN:
-        return quick
+    if not async_op and (done := _quick.broadcast(x, group, src, out)) is not NOT_PLAIN:
+        return done
     verb = Verb("broadcast", x, group)
     return verb.whole(root=verb.check_rank("src", src)).run(out, async_op)
 
@@ -237,8 +237,8 @@ def reduce(
     ...     devices.reduce(torch.tensor([1.0, 2.0]), dst=0)
     tensor([1., 2.])
     """
-    if not async_op and (quick := _quick.reduce(x, group, dst, op, out)) is not NOT_PLAIN:
-        return quick
+    if not async_op and (done := _quick.reduce(x, group, dst, op, out)) is not NOT_PLAIN:
+        return done
     verb = Verb("reduce", x, group)
     return verb.whole(root=verb.check_rank("dst", dst), op=op, gradient=False).run(out, async_op, here=verb.rank == dst)
 
@@ -271,8 +271,8 @@ def gather(
     ...     devices.gather(torch.tensor([1, 2]), dst=0)
     tensor([1, 2])
     """
-    if dim == 0 and sizes is None and not async_op and (quick := _quick.gather(x, group, dst, out)) is not NOT_PLAIN:
-        return quick
+    if dim == 0 and sizes is None and not async_op and (done := _quick.gather(x, group, dst, out)) is not NOT_PLAIN:
+        return done
     verb = Verb("gather", x, group)
     root = verb.check_rank("dst", dst)
     return verb.parts(dim, verb.joined(sizes), root=root, gradient=False).run(out, async_op, here=verb.rank == dst)
