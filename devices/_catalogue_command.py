@@ -8,24 +8,18 @@ import sys
 
 from devices.catalogue.installed import faults, load
 from devices.catalogue.shown import listing, whole
-from devices.errors import ArgumentError, DevicesError, did_you_mean
+from devices.errors import ArgumentError, did_you_mean
 
 
 def run(options: argparse.Namespace) -> int:
     """Print what was asked for and return the exit status."""
-    # A plugin's words may hold characters that the terminal's encoding has not.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        if not options.what:
-            if options.lnc is not None:
-                raise ArgumentError("--lnc goes with `show NAME`: a list is the same for all")
-            return _list(options.kind, as_json=options.json)
-        if options.kind is not None:
-            raise ArgumentError("--kind goes with the list, and `show` names one target")
-        return _show(options.what, options.lnc, as_json=options.json)
-    except DevicesError as error:
-        print(f"devices catalogue: {error}", file=sys.stderr)
-        return 2
+    if not options.what:
+        if options.lnc is not None:
+            raise ArgumentError("--lnc goes with `show NAME`: a list is the same for all")
+        return _list(options.kind, as_json=options.json)
+    if options.kind is not None:
+        raise ArgumentError("--kind goes with the list, and `show` names one target")
+    return _show(options.what, options.lnc, as_json=options.json)
 
 
 def _list(kind: str | None, *, as_json: bool) -> int:

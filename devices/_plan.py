@@ -6,38 +6,32 @@ import argparse
 import json
 import sys
 
-from devices.errors import DevicesError
+from devices._option import Option
+from devices.errors import ArgumentError
 from devices.topology.model import TASKS, WIDTHS, Model
 
-OPTIONS = (
-    "--targets", "--mesh", "--batch", "--chips", "--parameters", "--active", "--layers", "--hidden", "--heads",
-    "--kv-heads", "--sequence", "--dtype", "--watts", "--price",
-)  # fmt: skip
-"""The options, for suggestions."""
 
-
-def add(parser: argparse.ArgumentParser) -> None:
-    """Add the options to a parser."""
-    parser.add_argument("task", choices=TASKS, help="what the model is wanted for")
-    parser.add_argument("--targets", required=True, help="targets of the catalogue, with commas")
-    parser.add_argument(
+def add(option: Option) -> None:
+    """Add the options of the command."""
+    option("task", "what the model is wanted for", choices=TASKS)
+    option("--targets", "targets of the catalogue, with commas", required=True)
+    option(
         "--mesh",
+        "a mesh to try, as dp=8,tp=8, the last on the nearest links; more than once for more; all if not said",
         action="append",
         type=_mesh,
         metavar="AXES",
-        help="a mesh to try, as dp=8,tp=8, the last on the nearest links; more than once for more; all if not said",
     )
-    parser.add_argument("--batch", default="64", help="sequences at a time, of all ranks; several with commas (64)")
-    parser.add_argument("--chips", type=int, help="how many of each target; all of it if not said")
-    parser.add_argument("--parameters", type=float, required=True, help="of the model, as 70e9")
-    parser.add_argument("--active", type=float, help="parameters that a token meets; all if not said")
+    option("--batch", "sequences at a time, of all ranks; several with commas (64)", default="64")
+    option("--chips", "how many of each target; all of it if not said", type=int)
+    option("--parameters", "of the model, as 70e9", type=float, required=True)
+    option("--active", "parameters that a token meets; all if not said", type=float)
     for name in ("layers", "hidden", "heads", "sequence"):
-        parser.add_argument(f"--{name}", type=int, required=True, help="of the model")
-    parser.add_argument("--kv-heads", type=int, help="heads of keys and values; as many as heads if not said")
-    parser.add_argument("--dtype", default="bfloat16", choices=tuple(WIDTHS), help="what it computes in (bfloat16)")
-    parser.add_argument("--watts", type=float, help="what a chip takes, where the catalogue does not say")
-    parser.add_argument("--price", type=float, help="what an hour of a chip costs, where the catalogue does not say")
-    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+        option(f"--{name}", "of the model", type=int, required=True)
+    option("--kv-heads", "heads of keys and values; as many as heads if not said", type=int)
+    option("--dtype", "what it computes in (bfloat16)", default="bfloat16", choices=tuple(WIDTHS))
+    option("--watts", "what a chip takes, where the catalogue does not say", type=float)
+    option("--price", "what an hour of a chip costs, where the catalogue does not say", type=float)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,35 +39,30 @@ def run(options: argparse.Namespace) -> int:
     from devices import _plan_view
     from devices.topology.planning import choices
 
-    try:
-        model = Model(
-            parameters=options.parameters,
-            active=options.active,
-            layers=options.layers,
-            hidden=options.hidden,
-            heads=options.heads,
-            kv_heads=options.kv_heads,
-            sequence=options.sequence,
-            dtype=options.dtype,
-        )
-        found = choices(
-            model,
-            [name.strip() for name in options.targets.split(",")],
-            task=options.task,
-            batches=_numbers(options.batch),
-            meshes=options.mesh,
-            chips=options.chips,
-            watts=options.watts,
-            price=options.price,
-        )
-    except (DevicesError, ValueError) as error:
-        print(f"devices plan: {error}", file=sys.stderr)
-        return 2
+    model = Model(
+        parameters=options.parameters,
+        active=options.active,
+        layers=options.layers,
+        hidden=options.hidden,
+        heads=options.heads,
+        kv_heads=options.kv_heads,
+        sequence=options.sequence,
+        dtype=options.dtype,
+    )
+    found = choices(
+        model,
+        [name.strip() for name in options.targets.split(",")],
+        task=options.task,
+        batches=_numbers(options.batch),
+        meshes=options.mesh,
+        chips=options.chips,
+        watts=options.watts,
+        price=options.price,
+    )
     if options.json:
         print(json.dumps(found.as_data(), indent=2))
     else:
         _plan_view.show(found, sys.stdout)
-    sys.stdout.flush()
     return 0 if any(choice.run.fits for choice in found.found) else 1
 
 
@@ -81,7 +70,7 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(each) for each in text.split(",")]
     except ValueError:
-        raise ValueError(f"--batch is a number, or several with commas, not {text!r}") from None
+        raise ArgumentError(f"--batch is a number, or several with commas, not {text!r}") from None
 
 
 def _mesh(text: str) -> dict[str, int]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from devices._option import Option
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -16,39 +18,28 @@ if TYPE_CHECKING:
 MATRIX = 20
 """Up to so many nodes, what lies between every two is shown; of more, how many links there are of each sort."""
 
-OPTIONS = ("--svg", "--bounds", "--members", "--chips")
 
-
-def add(parser: argparse.ArgumentParser) -> None:
+def add(option: Option) -> None:
     """Add the options of the command."""
-    parser.add_argument("--svg", metavar="FILE", help="draw a picture there")
-    parser.add_argument("--bounds", action="store_true", help="say what each collective reaches at best, and why")
-    parser.add_argument("--members", type=int, metavar="N", help="of a cluster the first N UltraServers or machines")
-    parser.add_argument("--chips", type=_chips, metavar="A,B", help="of a domain of two kinds, how many are of each")
-    parser.add_argument("--json", action="store_true", help="print the topology as JSON")
-    parser.add_argument(
-        "what", nargs="?", help="a target of the catalogue or a .json or .toml file; this host if left out"
-    )
+    option("--svg", "draw a picture there", metavar="FILE")
+    option("--bounds", "say what each collective reaches at best, and why", action="store_true")
+    option("--members", "of a cluster the first N UltraServers or machines", type=int, metavar="N")
+    option("--chips", "of a domain of two kinds, how many are of each", type=_chips, metavar="A,B")
+    option("what", "a target of the catalogue or a .json or .toml file; this host if left out", nargs="?")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
-    from devices.errors import DevicesError
     from devices.topology.drawing import svg
     from devices.topology.files import to_json
 
-    try:
-        found = _asked(options)
-        if options.svg:
-            Path(options.svg).write_text(svg(_whole(found)), encoding="utf-8")
-        if options.json:
-            print(to_json(_whole(found)))
-        else:
-            _show(found, options.bounds)
-    except (DevicesError, OSError) as error:
-        print(f"devices topo: {error}", file=sys.stderr)
-        return 2
-    sys.stdout.flush()
+    found = _asked(options)
+    if options.svg:
+        Path(options.svg).write_text(svg(_whole(found)), encoding="utf-8")
+    if options.json:
+        print(to_json(_whole(found)))
+    else:
+        _show(found, options.bounds)
     return 0
 
 
@@ -111,7 +102,6 @@ def _show(topology: Topology | Cluster, with_bounds: bool) -> None:
             sections.append(("Where the figures are from", Text("\n".join(origins))))
     if with_bounds:
         sections.append(("At best, by the size of the data", Text("\n".join(_bounds(_whole(topology))))))
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     _terminal.show(sections, sys.stdout)
 
 

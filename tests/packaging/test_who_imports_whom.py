@@ -57,6 +57,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_open",
         "_packing",
         "_placement",
+        "_quick",
         "_rendezvous",
         "_roll_call",
         "_scatter",
@@ -65,7 +66,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "_weighted",
         "_world",
     ),
-    ("_terminal",),
+    ("_option", "_terminal"),
     (
         "testing",
         "_calibrate",
