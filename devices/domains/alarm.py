@@ -37,7 +37,8 @@ class Alarm:
         self._domain = domain
         self._give_up = weakref.WeakMethod(give_up)
         self._is_closed = False
-        self._busy = threading.Event()
+        self._calls = 0
+        self._lock = threading.Lock()
         self._looks = False
         self.error: CollectiveError | None = None
         """What closed the group for good, once something has."""
@@ -46,7 +47,8 @@ class Alarm:
         """Begin a call."""
         if self.error is not None:
             raise type(self.error)(f"{self._group}: the group is closed for good since an error: {self.error}")
-        self._busy.set()
+        with self._lock:
+            self._calls += 1
         if not self._looks:
             self._looks = True
             name = f"devices {self._group.name} alarm"
@@ -54,7 +56,8 @@ class Alarm:
 
     def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         """End it; raise what is to be raised on every rank, if it failed."""
-        self._busy.clear()
+        with self._lock:
+            self._calls -= 1
         if error is None:
             return
         failed = self.error = self._told(error)
@@ -110,14 +113,14 @@ class Alarm:
         """Give up what is under way if another domain has; return whether to look again."""
         if self._is_closed or self.error is not None:
             return False
-        if not self._busy.is_set():
+        if not self._calls:
             return True
         try:
             has_failed = self._store.torch.check(["error"])
         except Exception:
             # Who serves the store may have ended, whom this group does not need; who does not answer is noticed.
             return False
-        if has_failed and self._busy.is_set() and (give_up := self._give_up()) is not None:
+        if has_failed and self._calls and (give_up := self._give_up()) is not None:
             give_up()
             return False
         return True

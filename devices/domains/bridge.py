@@ -11,8 +11,10 @@ import torch
 
 from devices._backend import Communicator, Group, Message, Pending
 from devices.algorithms.executor import COLLECTIVE_TAG
+from devices.algorithms.started import go_on_beside
 from devices.domains.members import Domains
 from devices.errors import CollectiveError, CollectiveTimeoutError, MismatchError
+from devices.fabric.host.communicator import SharedMemoryCommunicator
 from devices.fabric.host.notes import mark_from_json, mark_to_json
 from devices.fabric.mark import Mark, difference
 
@@ -30,11 +32,17 @@ class Bridge:
         communicator: one over all ranks of the group, whose `exchange` reaches any of them.
         group: the members.
         domains: who is where.
+        inside: this rank's domain; where it shares memory, messages to its ranks go by that.
         reason_of: returns what a rank of the group said of why it ended.
     """
 
     def __init__(
-        self, communicator: Communicator, group: Group, domains: Domains, reason_of: Callable[[int], str]
+        self,
+        communicator: Communicator,
+        group: Group,
+        domains: Domains,
+        inside: Communicator | None,
+        reason_of: Callable[[int], str],
     ) -> None:
         self.communicator = communicator
         self._reason_of = reason_of
@@ -43,21 +51,35 @@ class Bridge:
         self._mine = domains.of_rank(group.rank)
         self._leads = domains.members[self._mine][0] == group.rank
         self._others = [ranks[0] for at, ranks in enumerate(domains.members) if at != self._mine]
+        self.shared = inside if isinstance(inside, SharedMemoryCommunicator) else None
+        near = domains.members[self._mine] if self.shared is not None else ()
+        self.near = {rank: place for place, rank in enumerate(near)}
+        """The ranks that messages go to by memory, and their places there."""
 
-    def start(self, sends: Sequence[tuple[int, Tensor]], recvs: Sequence[tuple[int, Tensor]]) -> Pending:
-        """Start messages to and from ranks of the group; those of two ranks find each other in their order."""
-        exchange = self.communicator.exchange
-        under_way = [
-            (peer, exchange([], [Message(tensor.view(torch.uint8), peer, COLLECTIVE_TAG)]))
-            for peer, tensor in recvs
-            if tensor.numel()
-        ]
-        under_way += [
-            (peer, exchange([Message(tensor.view(torch.uint8), peer, COLLECTIVE_TAG)], []))
-            for peer, tensor in sends
-            if tensor.numel()
-        ]
-        return _Crossing(under_way, self._lost)
+    def start(
+        self, sends: Sequence[tuple[int, Tensor]], recvs: Sequence[tuple[int, Tensor]], tag: int = COLLECTIVE_TAG
+    ) -> Crossing:
+        """Start messages to and from ranks of the group; those of two ranks and a tag are matched in their order."""
+        out, into = ([_message(*each, tag) for each in messages if each[1].numel()] for messages in (sends, recvs))
+        exchange, near = self.communicator.exchange, self.near
+        far = [(recv.peer, exchange([], [recv])) for recv in into if recv.peer not in near]
+        far += [(send.peer, exchange([send], [])) for send in out if send.peer not in near]
+        by_memory = None
+        if self.shared is not None:
+            here = [
+                [replace(each, peer=near[each.peer]) for each in messages if each.peer in near]
+                for messages in (out, into)
+            ]
+            by_memory = self.shared.exchange(*here) if any(here) else None
+        return Crossing(far, by_memory, self._lost)
+
+    def tell(self, peer: int, words: Tensor, tag: int) -> Crossing:
+        """Start a message to a rank of the group by what is between the domains, wherever that rank is."""
+        return Crossing([(peer, self.communicator.exchange([Message(words, peer, tag)], []))], None, self._lost)
+
+    def hear(self, peer: int, words: Tensor, tag: int) -> Crossing:
+        """Start to receive what a rank `tell`s."""
+        return Crossing([(peer, self.communicator.exchange([], [Message(words, peer, tag)]))], None, self._lost)
 
     def _name(self, peer: int) -> str:
         """Return what a rank of the group is called."""
@@ -95,21 +117,29 @@ class Bridge:
 
 
 @final
-class _Crossing:
+class Crossing:
     """Messages on their way.
 
     Args:
-        under_way: each with the rank that it goes to or comes from.
+        under_way: those between domains, each with the rank that it goes to or comes from.
+        by_memory: those inside this rank's domain, if any.
         lost: returns what is to be raised for a rank and its error.
     """
 
     def __init__(
-        self, under_way: Sequence[tuple[int, Pending]], lost: Callable[[int, RuntimeError], CollectiveError]
+        self,
+        under_way: Sequence[tuple[int, Pending]],
+        by_memory: Pending | None,
+        lost: Callable[[int, RuntimeError], CollectiveError],
     ) -> None:
         self._under_way = under_way
+        self._by_memory = by_memory
         self._lost = lost
 
     def wait(self) -> None:
+        if self._under_way:
+            # Who waits for those of this rank may be who those that this rank waits for wait for.
+            self.go_on_beside()
         for peer, pending in self._under_way:
             try:
                 pending.wait()
@@ -118,8 +148,21 @@ class _Crossing:
             except RuntimeError as error:
                 raise self._lost(peer, error) from error
 
+        if self._by_memory is not None:
+            self._by_memory.wait()
+
     def is_completed(self) -> bool:
-        return all(pending.is_completed() for _, pending in self._under_way)
+        here = self._by_memory is None or self._by_memory.is_completed()
+        return here and all(pending.is_completed() for _, pending in self._under_way)
+
+    def go_on_beside(self) -> None:
+        """Let what goes by memory go on without anyone waiting; the rest does so by itself."""
+        if self._by_memory is not None:
+            go_on_beside(self._by_memory)
+
+
+def _message(peer: int, tensor: Tensor, tag: int) -> Message:
+    return Message(tensor.view(torch.uint8), peer, tag)
 
 
 def _words_of(mark: Mark) -> bytes:

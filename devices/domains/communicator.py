@@ -10,16 +10,16 @@ from typing import final
 
 import torch
 
-from devices._backend import Asked, Communicator, Group, Message, Pending, PendingFrom
+from devices._backend import Asked, Communicator, Group, Message, Pending
 from devices._store import Store
 from devices.algorithms.arithmetic import COMBINE
-from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.algorithms.lines import caller
 from devices.algorithms.started import DONE
 from devices.domains.alarm import Alarm
 from devices.domains.bridge import Bridge
 from devices.domains.inside import Inside
 from devices.domains.members import Domains, crossings
+from devices.domains.messages import DomainsMessages, Watched
 from devices.domains.pipeline import Piece, run
 from devices.domains.shares import Shares
 from devices.errors import CollectiveError, MismatchError, UnsupportedError
@@ -68,7 +68,8 @@ class DomainsCommunicator(Communicator):
         self._mine = domains.of_rank(group.rank)
         self._sizes = [len(ranks) for ranks in domains.members]
         self._alarm = Alarm(group, domains.names[self._mine], self._give_up)
-        self._bridge = Bridge(between, group, domains, self._alarm.reason_of)
+        self._bridge = Bridge(between, group, domains, inside.communicator, self._alarm.reason_of)
+        self.messages = DomainsMessages(group, self._bridge, self._alarm)
         self._numbers = itertools.count(1)
         self._expected: dict[int, Asked] = {}
         self._is_closed = False
@@ -318,17 +319,10 @@ class DomainsCommunicator(Communicator):
         over = -piece.numel() % self._domains.unit
         return torch.cat([piece, piece.new_zeros(over)]) if over else piece
 
-    # Messages.
-
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
-        if next(iter((*sends, *recvs))).tag < COLLECTIVE_TAG:
-            return self._between.exchange(sends, recvs)
         # Of a verb that is composed of messages: what goes wrong in it is told to all, as in any other.
         out, into = ([(each.peer, each.tensor) for each in messages] for messages in (sends, recvs))
-        return _Watched(self._alarm, self._bridge.start(out, into))
-
-    def recv_any(self, tensor: Tensor, tag: int) -> PendingFrom:
-        return self._between.recv_any(tensor, tag)
+        return Watched(self._alarm, [self._bridge.start(out, into)])
 
     # The end.
 
@@ -363,24 +357,3 @@ class DomainsCommunicator(Communicator):
                 self._inside.communicator.close()
         finally:
             self._between.close()
-
-
-@final
-class _Watched:
-    """Messages of a composed verb.
-
-    Args:
-        alarm: tells what goes wrong.
-        pending: the messages.
-    """
-
-    def __init__(self, alarm: Alarm, pending: Pending) -> None:
-        self._alarm = alarm
-        self._pending = pending
-
-    def wait(self) -> None:
-        with self._alarm:
-            self._pending.wait()
-
-    def is_completed(self) -> bool:
-        return self._pending.is_completed()

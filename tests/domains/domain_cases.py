@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import devices
 from devices import errors
@@ -60,8 +61,37 @@ def every_verb(domains: Sequence[int], links: Sequence[str]) -> str:
                 devices.all_gather(of(me, sizes[me]), sizes=sizes),
                 torch.cat([of(rank, sizes[rank]) for rank in range(n)]),
             )
+            messages(me, n, size)
             devices.barrier()
         return devices.explain()
+
+
+def messages(me: int, n: int, size: int) -> None:
+    """Let each rank send to each other one, then all to rank 0, which does not say whom it hears."""
+    others = [rank for rank in range(n) if rank != me]
+    came = {peer: torch.empty(size) for peer in others}
+    # Of one size or two, with one tag or two, in an order that is not that of the sends.
+    longer = {peer: torch.empty(size + 1) for peer in others}
+    again = {peer: torch.empty(size) for peer in others}
+    ways = [(dist.irecv, each, 0) for each in (longer, again)] + [(dist.irecv, came, 1)]
+    works = [way(each[peer], peer, tag=tag) for way, each, tag in ways for peer in others]
+    for extra, tag, factor in ((0, 1, 1), (1, 0, 2), (0, 0, 3)):
+        works += [dist.isend(of(me, size + extra) * factor, peer, tag=tag) for peer in others]
+    for work in works:
+        work.wait()
+    for peer in others:
+        same(came[peer], of(peer, size))
+        same(longer[peer], of(peer, size + 1) * 2)
+        same(again[peer], of(peer, size) * 3)
+    if me:
+        dist.send(of(me, size), 0, tag=7)
+    else:
+        found = torch.empty(size)
+        sources = []
+        for _ in others:
+            sources.append(dist.recv(found, tag=7))
+            same(found, of(sources[-1], size))
+        assert sorted(sources) == others
 
 
 def same(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -114,6 +144,13 @@ def goes_wrong(domains: Sequence[int], how: str) -> tuple[str, str, float]:
                 raise ValueError("batch 7 is bad")
         elif how == "another size of all_to_all":
             devices.all_to_all(torch.ones(8 if odd else 4))
+        elif how == "another size of a message":
+            # Of rank 0 to rank 1; the others wait for something else.
+            if w.rank == 0:
+                devices.send(torch.ones(4), dst=1)
+            elif odd:
+                devices.recv(torch.ones(8), src=0)
+            devices.barrier()
         elif how == "another dtype of permute":
             devices.permute(torch.ones(4, dtype=torch.int32 if odd else torch.float32), pairs=[(1, 3), (3, 1)])
         elif how == "is interrupted":

@@ -64,6 +64,11 @@ def test_training_under_ddp_has_the_losses_of_a_single_process() -> None:
             ["differ in sizes", "bytes to rank", "rank 1", "domain_cases.py"],
         ),
         ("another dtype of permute", "MismatchError", ["int32", "float32", "domain_cases.py"]),
+        (
+            "another size of a message",
+            "MismatchError",
+            ["rank 1 receives 32 bytes of float32", "rank 0, which sent 16", "domain_cases.py"],
+        ),
     ],
 )
 def test_what_goes_wrong_in_one_domain_is_told_in_all(
