@@ -123,7 +123,7 @@ class World:
         numbered anew; meshes and groups are to be made again, and what this world's tensors hold is theirs to say.
 
         Raises:
-            UnsupportedError: the backend cannot: the CPU backend can where all ranks are on one host.
+            UnsupportedError: the backend cannot: the CPU backend can where two ranks share a host.
             CollectiveTimeoutError: a rank neither died nor came within the timeout.
             WorldError: the world is closed.
         """
@@ -141,6 +141,7 @@ class World:
             self.close()
         note = f"ranks {', '.join(map(str, ranks))} of a world of {self.size} went on after an error"
         rank, size = ranks.index(self.rank), len(ranks)
+        authenticate(store.torch, rank, size)
         world = _open_world(self._choice, _my_device(self._choice), store.torch, rank, size, timeout, note)
         _open[_default_group()] = world
         return world

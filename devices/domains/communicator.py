@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import final
 
 import torch
+import torch.distributed as dist
 
 from devices._backend import Asked, Communicator, Group, Message, Pending
 from devices._store import Store
@@ -21,6 +22,7 @@ from devices.domains.inside import Inside
 from devices.domains.members import Domains, crossings
 from devices.domains.messages import DomainsMessages, Watched
 from devices.domains.pipeline import Piece, run
+from devices.domains.recovery import Recovery
 from devices.domains.shares import Shares
 from devices.errors import CollectiveError, MismatchError, UnsupportedError
 from devices.fabric.host import open_here
@@ -73,6 +75,8 @@ class DomainsCommunicator(Communicator):
         self._numbers = itertools.count(1)
         self._expected: dict[int, Asked] = {}
         self._is_closed = False
+        # The group that is opened before torch has one is the world.
+        self._recovery = None if dist.is_initialized() else Recovery(group)
         self.reductions = reductions
         self.note = note
         open_here.add(self)
@@ -337,10 +341,11 @@ class DomainsCommunicator(Communicator):
         self._alarm.leave(reason)
 
     def survivors(self) -> tuple[tuple[int, ...], Store]:
-        raise UnsupportedError(
-            f"{self._group}: a group of several domains is not recovered; start the ranks again, from a checkpoint "
-            "(torchrun --max-restarts does)"
-        )
+        if self._recovery is None:
+            raise UnsupportedError(f"{self._group}: of the groups of several domains only the world is recovered")
+        # Those of other groups wait for who has died too.
+        open_here.abort_all()
+        return self._recovery.run()
 
     def abort(self) -> None:
         self._alarm.close()
@@ -352,6 +357,7 @@ class DomainsCommunicator(Communicator):
         self._is_closed = True
         open_here.discard(self)
         self._alarm.close()
+        self._recovery = None
         try:
             if self._inside.communicator is not None:
                 self._inside.communicator.close()

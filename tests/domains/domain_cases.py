@@ -173,6 +173,23 @@ def goes_wrong(domains: Sequence[int], how: str) -> tuple[str, str, float]:
     raise AssertionError("no error")
 
 
+def recovers_twice(domains: Sequence[int]) -> tuple[list[str], list[float]]:
+    """Let rank 0, which leads its domain, die, then the other one there; return what carries the worlds, and sums."""
+    w = world(domains)
+    me, notes, sums = w.rank, [], []
+    for _ in range(2):
+        devices.barrier()
+        if w.rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with pytest.raises(errors.CollectiveError):
+            devices.barrier()
+        w = w.recover()
+        notes.append(devices.explain())
+        sums.append(devices.all_reduce(torch.tensor(float(me))).item())
+    w.close()
+    return notes, sums
+
+
 class Interruptedly(BaseException):
     """What no program takes for an error."""
 

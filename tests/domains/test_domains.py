@@ -103,3 +103,12 @@ def test_why_a_rank_ends_is_told_in_all_domains(how: str, says: str, domains: tu
         assert "rank 1" in text
         assert says in text
         assert seconds < 30
+
+
+def test_the_ranks_that_are_left_on_all_hosts_recover_also_where_a_whole_host_is_gone() -> None:
+    ended = ranks.outcomes(4, cases.recovers_twice, (0, 0, 1, 1), timeout=120)
+    assert [state for state, _ in ended] == ["died", "died", "returned", "returned"], ended
+    for _, (notes, sums) in ended[2:]:
+        assert sums == [1.0 + 2 + 3, 2.0 + 3]
+        assert "island-0 (rank 0) and island-1 (ranks 1, 2)" in notes[0]
+        assert notes[1].endswith("ranks 1, 2 of a world of 3 went on after an error; shared memory")
