@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 import devices
 from devices import errors
+from devices.fabric.host import meeting
 
 
 def world(domains: Sequence[int], links: Sequence[str] = ()) -> devices.World:
@@ -171,6 +172,18 @@ def goes_wrong(domains: Sequence[int], how: str) -> tuple[str, str, float]:
     except Interruptedly as error:
         return type(error).__name__, str(error), time.monotonic() - start
     raise AssertionError("no error")
+
+
+def cannot_map(domains: Sequence[int]) -> tuple[str, float]:
+    """Open a world in which rank 1 may not open the memory of rank 0, which is in its domain."""
+
+    def refuse(pid: int, descriptor: int) -> int:
+        raise PermissionError(f"process {pid} may not be looked into")
+
+    if os.environ["RANK"] == "1":
+        meeting.find = refuse
+    with world(domains) as w:
+        return devices.explain(), devices.all_reduce(torch.tensor(2.0**w.rank)).item()
 
 
 def recovers_twice(domains: Sequence[int]) -> tuple[list[str], list[float]]:

@@ -112,3 +112,11 @@ def test_the_ranks_that_are_left_on_all_hosts_recover_also_where_a_whole_host_is
         assert sums == [1.0 + 2 + 3, 2.0 + 3]
         assert "island-0 (rank 0) and island-1 (ranks 1, 2)" in notes[0]
         assert notes[1].endswith("ranks 1, 2 of a world of 3 went on after an error; shared memory")
+
+
+def test_ranks_that_cannot_map_each_others_memory_are_each_for_itself_and_explain_says_why() -> None:
+    for said, total in ranks.run(4, cases.cannot_map, (0, 0, 1, 1), timeout=90):
+        assert total == 15
+        assert "island-0 (1) (rank 0) and island-0 (2) (rank 1) and island-1 (ranks 2, 3); inside of them" in said
+        assert "each rank of island-0 is for itself, for a process cannot map the memory of another: rank 1:" in said
+        assert "may not be looked into" in said

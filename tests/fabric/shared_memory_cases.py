@@ -186,15 +186,27 @@ def raises_and_says(act: str) -> tuple[str, str, float]:
 
 def recovers() -> tuple[int, int, list[float], str]:
     world = devices.init(timeout=60)
+    x = devices.empty(1 << 20, fabric=True).fill_(1.0)
+    devices.all_reduce(x, out=x)
+    assert fabric_memories() == 4, "this process's own, and the peers'"
+    devices.barrier()
     if world.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     try:
         devices.barrier()
     except errors.CollectiveError:
         with world.recover() as again:
+            assert fabric_memories() == 1, "that of who died is given back with the group"
+            assert x[-1] == 4
             total = devices.all_reduce(torch.tensor([1.0, world.rank]))
             return again.rank, again.size, total.tolist(), again.explain()
     raise AssertionError("rank 1 has died, and a barrier ended")
+
+
+def fabric_memories() -> int:
+    """Return how many ranks' fabric memories are mapped here."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return len({line.split()[4] for line in lines if "fabric memory" in line})
 
 
 def closes_with_a_message_that_was_not_received() -> tuple[str, float]:

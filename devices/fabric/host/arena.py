@@ -85,7 +85,9 @@ class Arena:
 
 
 _mine: Arena | None = None
-_mapped: dict[tuple[Process, int], Array] = {}
+_mapped: weakref.WeakValueDictionary[tuple[Process, int], Array] = weakref.WeakValueDictionary()
+"""The fabric memory of peers: mapped once, and as long as an open group or an array in it needs it."""
+
 _lock = threading.Lock()
 
 
@@ -124,6 +126,7 @@ class Arenas:
         self._controls = [segment.layout.control_word(rank) for rank in range(group.size)]
         self._processes = processes
         self._known: dict[tuple[tuple[int, ...], int, object], list[Array]] = {}
+        self._held: dict[int, Array] = {}
 
     def place_of(self, tensor: torch.Tensor) -> int:
         """Return where in this rank's fabric memory a tensor lies, plus 1; 0 if it lies elsewhere."""
@@ -174,6 +177,9 @@ class Arenas:
         return self._mapping(rank)
 
     def _mapping(self, rank: int) -> Array:
+        found = self._held.get(rank)
+        if found is not None:
+            return found
         control = self._controls[rank]
         key = self._processes[rank], self._words[control + ARENA] - 1
         found = _mapped.get(key)
@@ -184,4 +190,10 @@ class Arenas:
             finally:
                 os.close(descriptor)
             found = _mapped[key] = np.frombuffer(memory, np.uint8)
+        self._held[rank] = found
         return found
+
+    def close(self) -> None:
+        """Give back the peers' memory, also that of those who have died, once no other group needs it."""
+        self._known.clear()
+        self._held.clear()

@@ -200,6 +200,7 @@ class Boards:
         if not self.is_through():
             _unread.append(self)
         self._found.clear()
+        self._arenas.close()
 
     def is_through(self) -> bool:
         """Return whether nothing of this rank's is still to be read; what stays in any case is not counted."""

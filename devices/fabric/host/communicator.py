@@ -365,6 +365,7 @@ class SharedMemoryCommunicator(Communicator):
         open_here.discard(self)
         self._watch.close()
         self._plans.clear()
+        self._arenas.close()
         if lost and self._watch.error is None and not self._has_ended:
             raise CollectiveError(f"{self._group}: closed with messages that were sent and never received: {lost}")
 
