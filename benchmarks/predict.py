@@ -6,8 +6,6 @@ Run `python benchmarks/predict.py`; it takes about half a minute.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import sys
 from pathlib import Path
@@ -18,45 +16,37 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "topology"))
 
 from published_tables import MACHINES, rows
 
-from devices._calibrate import SIZES, Curves, calibrate, measure
+from devices._calibrate import Curves, calibrate, measure
 from devices.testing import run_processes
-from devices.topology import Calibration, predict
-from devices.topology.calibration import knot_of
+from devices.topology import predict
 
 BETWEEN = (2_000, 40_000, 100_000, 600_000, 3_000_000, 10_000_000, 40_000_000)
 """Sizes that the calibration does not measure."""
 
 
-def measured(world: object, seconds: float) -> tuple[str, Curves]:
-    """Return what calls took the slowest rank, at the sizes of a calibration and at those between, in turns."""
+def measured(world: object, seconds: float) -> Curves:
+    """Return what calls took the slowest rank, at sizes between those of a calibration."""
     torch.set_num_threads(1)
-    sizes = sorted((*SIZES, *BETWEEN))
-    return "cpu", measure(world, seconds * len(sizes) / len(SIZES), sizes)  # type: ignore[arg-type]
+    return measure(world, seconds, BETWEEN)  # type: ignore[arg-type]
 
 
-def here(ranks: int, seconds: float, apart: bool) -> None:
-    if apart:
-        calibration = calibrate(ranks, seconds)
-    [(_, curves), *_] = run_processes(measured, ranks, seconds, timeout=300, backend="cpu")
-    if not apart:
-        knots = {
-            verb: [knot_of(size, times) for size, times in curve if size in SIZES] for verb, curve in curves.items()
-        }
-        calibration = Calibration(platform.node(), os.cpu_count() or 1, "now", "cpu", {ranks: knots})
-    when = "before" if apart else "in the same turns"
-    print(f"\n{ranks} ranks on this host: calibrated for {seconds:g} s {when}, and measured at other sizes\n")
+def here(ranks: int, seconds: float) -> None:
+    calibration = calibrate(ranks, seconds)
+    curves = run_processes(measured, ranks, seconds, timeout=300, backend="cpu")[0]
+    print(
+        f"\n{ranks} ranks on this host: calibrated for {seconds:g} s, then measured at other sizes by other processes\n"
+    )
     print("| verb | bytes | measured us | predicted us (low to high) | error |\n|---|---|---|---|---|")
-    errors = []
+    errors, inside = [], 0
     for verb, curve in curves.items():
         for size, times in curve:
-            if size in SIZES:
-                continue
             took = statistics.median(times)
-            expected = predict(verb, size, calibration, ranks).seconds
-            errors.append(abs(expected.expected / took - 1))
-            inside = f"{expected.expected * 1e6:.4g} ({expected.low * 1e6:.4g} to {expected.high * 1e6:.4g})"
-            print(f"| {verb} | {size} | {took * 1e6:.4g} | {inside} | {expected.expected / took - 1:+.1%} |")
-    print(f"\nmedian error {statistics.median(errors):.1%}, bar 10 %")
+            found = predict(verb, size, calibration, ranks).seconds
+            errors.append(abs(found.expected / took - 1))
+            inside += found.low <= took <= found.high
+            shown = f"{found.expected * 1e6:.4g} ({found.low * 1e6:.4g} to {found.high * 1e6:.4g})"
+            print(f"| {verb} | {size} | {took * 1e6:.4g} | {shown} | {found.expected / took - 1:+.1%} |")
+    print(f"\nmedian error {statistics.median(errors):.1%}, bar 10 %; {inside} of {len(errors)} in their intervals")
 
 
 def published() -> None:
@@ -74,11 +64,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ranks", default="2")
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--apart", action="store_true", help="calibrate before, as a user does; needs a quiet machine")
     options = parser.parse_args()
     published()
     for ranks in options.ranks.split(","):
-        here(int(ranks), options.seconds, options.apart)
+        here(int(ranks), options.seconds)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from devices.topology import (
     fat_tree,
     machines,
     networked,
+    of_target,
     rails,
     replay,
     shares,
@@ -58,7 +59,10 @@ MANY: dict[str, Callable[[], Topology]] = {
     "256 H100 + 256 Trn": lambda: networked(
         [switch(256, 450e9, device="cuda"), torus((16, 16), 64e9, device="neuron")], [50e9, 25e9]
     ),
+    "8 Trn2 UltraServers": lambda: of_target("project-rainier").part(8),
     "torus 8x8x16": lambda: torus((8, 8, 16), 50e9),
+    "16 Trn2 UltraServers": lambda: of_target("project-rainier").part(16),
+    "fat tree of 1,024": lambda: fat_tree(32, 32, 16, 50e9),
 }
 VERBS = ("all_gather", "reduce_scatter", "all_reduce", "broadcast", "all_to_all")
 SECONDS = {
@@ -66,8 +70,12 @@ SECONDS = {
     "torus 4x4x4": 5.0,
     "8 H100 + 8 Trn": 0.5,
     "torus 8x8x8": 5.0,
+    "64 machines on rails": 5.0,
     "256 H100 + 256 Trn": 5.0,
+    "8 Trn2 UltraServers": 5.0,
     "torus 8x8x16": 20.0,
+    "16 Trn2 UltraServers": 20.0,
+    "fat tree of 1,024": 20.0,
 }
 RATIOS = {"2 x DGX A100": 1.0, "torus 4x4x4": 1.0, "8 H100 + 8 Trn": 1.0, "Fusion switch, 8 + 8": 0.99}
 BOUND_SMALL, BOUND_LARGE, RATIO_MANY = 0.050, 15.0, 0.995

@@ -30,8 +30,14 @@ from devices.topology.estimate import duration
 if TYPE_CHECKING:
     from devices._world import World
 
-SIZES = tuple(1 << power for power in (10, 14, 16, 18, 20, 21, 22, 23, 24, 26))
-"""The sizes that are measured, in bytes of the larger of input and output: closest where caches end."""
+SIZES = (1 << 10, 1 << 14, 1 << 16, 17 << 12, *(1 << power for power in (18, 19, 20, 21, 22, 23, 24, 26)))
+"""The sizes that are measured, in bytes of the larger of input and output: closest where caches end.
+
+Above 64 KiB schedules are others, in two steps, so that there is a size on either side of it.
+"""
+
+TURNS = 5
+"""So often is each size measured, the others in between, so that a disturbance does not meet all calls of one size."""
 
 VERBS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "permute")
 """The verbs that are measured."""
@@ -42,11 +48,9 @@ Curves = dict[str, list[tuple[int, list[float]]]]
 def measure(world: World, seconds: float = 10.0, sizes: Sequence[int] = SIZES) -> Curves:
     """Return, for each verb and size, how long single calls in an open world took the slowest rank.
 
-    Every rank calls it. Each verb is called at each size for the same share of the time, in several turns, so that a
-    disturbance does not meet all calls of one size.
+    Every rank calls it. Each verb is called at each size for the same share of the time, in `TURNS` turns.
     """
-    turns = 3
-    share = seconds / (len(VERBS) * len(sizes) * turns)
+    share = seconds / (len(VERBS) * len(sizes) * TURNS)
     found: Curves = {verb: [] for verb in VERBS}
     most = max(sizes) // 4 + world.size
     buffers = torch.zeros(most), torch.zeros(most)
@@ -56,7 +60,7 @@ def measure(world: World, seconds: float = 10.0, sizes: Sequence[int] = SIZES) -
     gc.collect()
     gc.disable()
     try:
-        for _ in range(turns):
+        for _ in range(TURNS):
             for each, call in calls.items():
                 times[each] += _times(call, numbers[each], warm_up=1)
     finally:
@@ -119,7 +123,7 @@ def calibrate(ranks: int, seconds: float = 10.0) -> Calibration:
         raise ArgumentError(f"measuring takes more than 0 and at most 60 seconds, got {seconds}")
     backend, curves = run_processes(_of_a_rank, ranks, seconds, timeout=120 + 10 * seconds, backend="cpu")[0]
     knots: dict[str, list[Knot]] = {
-        verb: [knot_of(size, times) for size, times in sizes] for verb, sizes in curves.items()
+        verb: [knot_of(size, times, TURNS) for size, times in sizes] for verb, sizes in curves.items()
     }
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return Calibration(platform.node() or "this host", os.cpu_count() or 1, today, backend, {ranks: knots})

@@ -18,6 +18,9 @@ VERSION = 1
 VARIABLE = "DEVICES_CALIBRATION"
 """The variable that names the file, where it is not in the user's cache."""
 
+BESIDE = 1.1
+"""So many times what was measured lies what is not: at other sizes, and at another time of a host that is as quiet."""
+
 # Whose data goes the same way as that of a verb that is measured.
 _LIKE = {"reduce": "all_reduce", "gather": "all_gather", "scatter": "broadcast", "send": "permute"}
 
@@ -72,9 +75,9 @@ class Calibration:
             raise TopologyError(f"{verb} was not measured on {self.host}, {', '.join(curves)} were; calibrate again")
         knots = curves[measured]
         doubts = () if measured == verb else (f"{verb} was not measured; {measured} was, whose data goes the same way",)
-        found = Interval(*(_between(knots, size, what) for what in ("low", "seconds", "high")))
-        if doubts:
-            found = Interval(found.low / 2, found.expected, found.high * 2)
+        low, expected, high = (_between(knots, size, what) for what in ("low", "seconds", "high"))
+        wider = 2.0 if doubts else BESIDE
+        found = Interval(low / wider, expected, high * wider)
         latency = min(knots[0].seconds, found.expected)
         return Estimate(found, "shared memory", latency, found.expected - latency, self.basis, doubts=doubts)
 
@@ -184,10 +187,15 @@ def _knot(size: int, low: float, seconds: float, high: float) -> Knot:
     return Knot(int(size), float(low), float(seconds), float(high))
 
 
-def knot_of(size: int, times: Sequence[float]) -> Knot:
-    """Return what the seconds of several calls say: the tenth part of them is less than `low`, or more than `high`."""
+def knot_of(size: int, times: Sequence[float], turns: int = 1) -> Knot:
+    """Return what the seconds of several calls say, made in so many turns, one after the other.
+
+    In some turn the tenth part of the calls took less than `low`, and in some turn more than `high`.
+    """
     if not times:
         raise ArgumentError("a knot needs at least one call")
-    ordered = sorted(times)
-    at = [ordered[round(share * (len(ordered) - 1))] for share in (0.1, 0.5, 0.9)]
-    return Knot(size, *at)
+    each = max(1, len(times) // turns)
+    parts = [sorted(times[start : start + each]) for start in range(0, len(times) - each + 1, each)]
+    ends = [[part[round(share * (len(part) - 1))] for part in parts] for share in (0.1, 0.9)]
+    middle = sorted(times)[round(0.5 * (len(times) - 1))]
+    return Knot(size, min(middle, *ends[0]), middle, max(middle, *ends[1]))

@@ -30,6 +30,9 @@ from devices.topology.translations import translations
 EXACT = 64
 """Up to so many devices trees are packed exactly, whatever the graph; more only where all devices are alike."""
 
+NEAR = Fraction(999, 1000)
+"""For more devices than `EXACT`, trees that reach so much of the least time's bandwidth are good enough."""
+
 SMALL = 32
 """For more devices than that, trees are first looked for that are moved to many devices."""
 
@@ -102,9 +105,9 @@ class Plan:
 def synthesize(topology: Topology, verb: str, root: int = 0) -> Plan:
     """Return a schedule for a verb on a topology.
 
-    Up to `EXACT` devices, and on any number of devices of a few kinds, it is as fast as the bound; only an all_to_all,
-    whose bound need not be reached, and graphs whose links are not as fast one way as the other may keep it from that.
-    `Plan.ratio` says how close it is. An all_reduce has shares that fit where devices differ.
+    Up to `EXACT` devices it is as fast as the bound, and on any number of devices of a few kinds to `NEAR`; only an
+    all_to_all, whose bound need not be reached, and graphs whose links are not as fast one way as the other may keep it
+    from that. `Plan.ratio` says how close it is. An all_reduce has shares that fit where devices differ.
 
     Args:
         topology: whose links have bandwidths.
@@ -173,7 +176,7 @@ def _for_all_reduce(capacities: Capacities) -> tuple[dict[int, Fraction], Forest
         if (ways := oriented(capacities, signed, moved)) is not None:
             shares, graph, time = ways
             forest = _forest(graph, shares, time)
-            if forest.time(graph.arcs) <= time:
+            if _is_enough(forest, graph, time):
                 return shares, forest, forest
             found.append((shares, forest))
         if len(capacities.endpoints) > SMALL:
@@ -213,7 +216,7 @@ def _forest(capacities: Capacities, shares: Mapping[int, Fraction], time: Fracti
         values = [shares[node] for node in capacities.endpoints]
         if all(len(set(values[start : start + moved.count])) == 1 for start in range(0, size, moved.count)):
             best = alike_forest(capacities, moved, shares, time)
-            if best.time(capacities.arcs) <= time:
+            if _is_enough(best, capacities, time):
                 return best
     if size > EXACT:
         found = grown_forest(capacities, shares)
@@ -224,6 +227,12 @@ def _forest(capacities: Capacities, shares: Mapping[int, Fraction], time: Fracti
             return packed_forest(capacities, shares, time * longer)
     found = grown_forest(capacities, shares)
     return found if best is None or found.time(capacities.arcs) < best.time(capacities.arcs) else best
+
+
+def _is_enough(forest: Forest, capacities: Capacities, time: Fraction) -> bool:
+    """Return whether a forest takes the least time, or on many devices about that."""
+    taken = forest.time(capacities.arcs)
+    return taken <= time or (len(capacities.endpoints) > EXACT and taken * NEAR <= time)
 
 
 def _least_time(capacities: Capacities, shares: Mapping[int, Fraction]) -> Fraction:
