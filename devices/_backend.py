@@ -269,6 +269,7 @@ class Communicator:
             composed from stays here. Whoever sets it aborts and closes it too.
         reductions: what its own reductions take, where that is not what the device's `Capabilities` declare.
         note: what carries the group, in words, for `devices.explain()`.
+        ways: how it does its own verbs, in words, by the verb's name, for `devices.explain(group)`.
         reduce_spares: whether its `reduce` leaves the tensors of all ranks but `dst` as they are.
         anew: up to so many bytes `all_reduced` costs less than a copy and an `all_reduce` in place; -1 if never.
     """
@@ -281,6 +282,7 @@ class Communicator:
     messages: Communicator | None = None
     reductions: Mapping[str, frozenset[torch.dtype]] | None = None
     note: str = ""
+    ways: Mapping[str, str] = MappingProxyType({})
     anew: int = -1
 
     def expect(self, call: Asked) -> None:
@@ -399,6 +401,14 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def capabilities(self, device: Device) -> Capabilities:
         """Return what `device` can do: equal for equal devices, whenever asked."""
+
+    def reach(self, device: Device) -> str:
+        """Return what all devices have in common that this backend's own groups reach as one domain.
+
+        It is asked where a group has ranks of several backends. "", which a method that is not overridden returns,
+        says that a group of this backend carries its devices wherever they are.
+        """
+        return ""
 
     def topology(self) -> Topology | None:
         """Return the graph of this host's devices of this backend, switches included, as `devices.topology` has it.

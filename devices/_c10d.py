@@ -103,10 +103,10 @@ class DevicesGroup(dist.ProcessGroup):
 
     @property
     def _device_types(self) -> list[torch.device]:
-        return [torch.device(kind) for kind in dict.fromkeys(("cpu", self.group.device.type))]
+        return [torch.device(kind) for kind in self.lanes.kinds]
 
     def _get_backend(self, device: torch.device) -> DevicesGroup:
-        if device.type not in ("cpu", self.group.device.type):
+        if device.type not in self.lanes.kinds:
             # A RuntimeError is how torch's own groups say so, and what torch catches.
             raise RuntimeError(f"{self.group}: the group has no backend for devices of type {device.type!r}")
         return self

@@ -17,6 +17,7 @@ from devices._open import my_device
 from devices._roll_call import gone_from_world, open_together
 from devices._secret import authenticate, secret
 from devices._store import Store
+from devices._vendors import Mixed, meet
 from devices.errors import UnsupportedError
 
 
@@ -57,7 +58,9 @@ def create_process_group(options: Any, choice: object = None) -> dist.ProcessGro
     prefix = f"devices/{members}/{options.store.add(openings, 1)}"
     try:
         store = Store(dist.PrefixStore(prefix, options.store), gone)
-        lanes = Lanes(Group(ranks, rank, device, store, options.timeout, options.group_id), chosen)
+        group = Group(ranks, rank, device, store, options.timeout, options.group_id)
+        mixed = before.mixed if before is not None else _mixed(group, chosen)
+        lanes = Lanes(group, chosen, mixed)
         return DevicesGroup(lanes) if lanes.native is None else native_group(lanes)
     except BaseException as error:
         # Another try of this rank alone must meet the others' first.
@@ -70,6 +73,13 @@ def create_process_group(options: Any, choice: object = None) -> dist.ProcessGro
     finally:
         if world is None and gone is not None:
             gone.forget()
+
+
+def _mixed(group: Group, chosen: _registry.Choice) -> Mixed | None:
+    """Return what the ranks of a new world are, if they are of several backends."""
+    # Threads of one process have one installation, and are of the backend that they are told.
+    is_world = not dist.is_initialized() and launch() is None
+    return meet(group, chosen.backend) if is_world and group.size > 1 else None
 
 
 def _meet(options: Any, rank: int, ranks: tuple[int, ...]) -> None:

@@ -13,8 +13,9 @@ import torch.distributed as dist
 
 from devices import _observing, _registry, _torch_groups
 from devices._backend import Group
-from devices._open import open_verbs
+from devices._open import open_verbs, open_verbs_across
 from devices._store import Store
+from devices._vendors import Mixed
 from devices.algorithms.observed import AnyVerbs
 from devices.algorithms.verbs import Verbs
 from devices.errors import ArgumentError, WorldError
@@ -27,17 +28,19 @@ class Lanes:
     Args:
         group: the members, seen from this rank; its device is that of the chosen backend.
         choice: the backend that was chosen, and why.
+        mixed: what the ranks of the world are, where they are of several backends; None where all are of one.
     """
 
-    def __init__(self, group: Group, choice: _registry.Choice) -> None:
+    def __init__(self, group: Group, choice: _registry.Choice, mixed: Mixed | None = None) -> None:
         self.group = group
         self.choice = choice
+        self.mixed = mixed
         self.is_closed = False
         observer = _observing.observer()
         if observer is not None:
             observer.opening(group, is_world=not dist.is_initialized())
-        self.opened: dict[str, Verbs] = {group.device.type: open_verbs(choice.backend, group)}
-        if group.device.type != "cpu":
+        self.opened: dict[str, Verbs] = {group.device.type: self._open_own()}
+        if "cpu" in self.kinds and group.device.type != "cpu":
             try:
                 # Now, when all ranks are here: the first CPU tensor may be that of a message between two of them.
                 self.opened["cpu"] = self._open_cpu()
@@ -46,6 +49,25 @@ class Lanes:
                 self.abort()
                 self.close()
                 raise
+
+    def _open_own(self) -> Verbs:
+        if self.mixed is None:
+            return open_verbs(self.choice.backend, self.group)
+        return open_verbs_across(self.choice.backend, self.group, self.mixed)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The types of devices whose tensors the group carries on this rank.
+
+        In a group with ranks on CPUs, whose CPU tensors are those on their own device, another rank has none but its
+        own: both would be one call to its peers.
+        """
+        own = self.group.device.type
+        return (own,) if own == "cpu" or self._cpu_ranks() else ("cpu", own)
+
+    def _cpu_ranks(self) -> tuple[int, ...]:
+        """Return the ranks of a group of several backends whose own device is the CPU."""
+        return () if self.mixed is None else self.mixed.vendors.on_cpu(self.group.ranks)
 
     def verbs_on(self, device_type: str, *, is_ours: bool = False) -> AnyVerbs:
         """Return the verbs over tensors on devices of that type, for torch's calls or for ours."""
@@ -57,6 +79,11 @@ class Lanes:
     def stranger(self, device_type: str) -> ArgumentError:
         """Return the error of a tensor on a device of a type that the group does not carry."""
         group = self.group
+        if device_type == "cpu" and (cpus := self._cpu_ranks()):
+            return ArgumentError(
+                f"{group}: the tensor is on 'cpu', but each rank of this group passes tensors on its own device, which "
+                f"here is {group.device.type}:{group.device.index} and on rank {cpus[0]} the CPU; move the tensor there"
+            )
         return ArgumentError(
             f"rank {group.rank} of {group.size}: the tensor is on {device_type!r}, but group {group.name!r} is of "
             f"backend {self.choice.backend.name!r} on {group.device.type!r}; move the tensor there"

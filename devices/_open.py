@@ -10,10 +10,12 @@ from typing import TypeVar
 import torch
 
 from devices._answers import capabilities_of, devices_of
-from devices._backend import Backend, Communicator, Device, Group
+from devices._backend import Backend, Capabilities, Communicator, Device, Group
 from devices._launch import launch
 from devices._plugin import shown
+from devices._vendors import Mixed
 from devices.algorithms.verbs import Verbs
+from devices.domains.mixed import open_mixed
 from devices.errors import BackendUnavailableError, DevicesError, PluginError, UnsupportedError
 
 T = TypeVar("T")
@@ -83,6 +85,18 @@ def open_verbs(backend: Backend, group: Group) -> Verbs:
             "devices.Communicator"
         )
     return Verbs(communicator, group, capabilities)
+
+
+def open_verbs_across(backend: Backend, group: Group, mixed: Mixed) -> Verbs:
+    """Open a group of a world that is of several backends: as ever if it is of one, else each domain by its own."""
+    vendors = mixed.vendors
+    if vendors.are_of_one(group.ranks):
+        return open_verbs(backend, group)
+    communicator = open_mixed(group, vendors, partial(open_verbs, backend), mixed.gone(group))
+    own = _asked(backend, partial(capabilities_of, device=group.device))
+    reductions = communicator.reductions or {}
+    can = Capabilities(own.dtypes, reductions, links=own.links)
+    return Verbs(communicator, group, can, vendors.lacks(group.ranks))
 
 
 def _asked(backend: Backend, ask: Callable[[Backend], T]) -> T:

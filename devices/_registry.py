@@ -101,6 +101,16 @@ def of_device_type(device_type: str) -> Backend:
     raise BackendNotFoundError(f"no plugin provides a backend whose devices are of type {device_type!r}")
 
 
+def release(name: str) -> str:
+    """Return the distribution that provides backend `name` and its version; "" if no plugin does."""
+    with _lock:
+        roster = _state().roster
+        if name not in roster.holders:
+            return ""
+        plugin = roster.plugin(roster.holders[name])
+        return f"{plugin.distribution} {plugin.version}"
+
+
 def facts(name: str) -> Facts:
     """Return what is plain data about a backend."""
     with _lock:

@@ -51,7 +51,7 @@ def call_the_roll(
     me = f"rank {rank}"
     gone = Gone(known or {}, rank)
     keys = {each: f"roll/{each}" for each in ranks}
-    _set(store, f"roll/{rank}", {"thinks": dict(thinks), **_process()})
+    _set(store, f"roll/{rank}", {"thinks": dict(thinks), **process()})
     seen: dict[int, Entry] = {}
     deadline, look = time.monotonic() + timeout.total_seconds(), _FIRST_LOOK
     while missing := [each for each in ranks if each not in seen]:
@@ -144,7 +144,7 @@ class Gone:
     """
 
     def __init__(self, entries: Mapping[int, Entry], rank: int) -> None:
-        where = _process()["where"]
+        where = process()["where"]
         here = {each: entry for each, entry in entries.items() if each != rank and entry["where"] == where}
         self._peers = Peers({each: Process.from_json(entry) for each, entry in here.items()}) if where else None
 
@@ -175,7 +175,7 @@ def check_alone(store: dist.Store, before: dist.Store, rank: int, size: int) -> 
     # The other may have been counted and not yet have told of itself.
     if not _wait(before, [f"roll/{rank}"], 5) or before.check(["all here"]) or before.check(["refused"]):
         return
-    other, mine = _get(before, [f"roll/{rank}"])[0], _process()
+    other, mine = _get(before, [f"roll/{rank}"])[0], process()
     if any(other.get(name) != mine[name] for name in mine):
         said = (
             f"RANK is {rank} in two processes: {_told(other)} and {_told(mine)}; give each of the {size} ranks a "
@@ -185,7 +185,7 @@ def check_alone(store: dist.Store, before: dist.Store, rank: int, size: int) -> 
         raise refuse(store, f"rank {rank}", said)
 
 
-def _process() -> Entry:
+def process() -> Entry:
     """Return what tells this process from all others, and where it can be watched from."""
     mine: Entry = {"pid": os.getpid(), "host": platform.node(), "where": ""}
     if sys.platform == "linux" and hasattr(os, "pidfd_open"):

@@ -61,16 +61,17 @@ def start_scatter(
     except DevicesError as error:
         _share(verbs, {"error": str(error)}, src)
         raise
-    _share(verbs, _description(x, verb), src)
+    _share(verbs, _description(x, verb, verbs), src)
     return verb
 
 
-def _description(x: Tensors, verb: Verb) -> dict[str, Any]:
+def _description(x: Tensors, verb: Verb, verbs: AnyVerbs) -> dict[str, Any]:
     return {
         "keys": list(x) if isinstance(x, Mapping) else None,
         "container": type(x).__name__ if isinstance(x, (list, tuple)) else None,
         "tensors": [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in verb.tensors],
-        "device": verb.tensors[0].device.type,
+        # The ranks of a group may have devices of several types; what is on none of them is on the CPU.
+        "on_own": verb.tensors[0].device.type == verbs.group.device.type,
         "requires_grad": [torch.is_grad_enabled() and tensor.requires_grad for tensor in verb.tensors],
     }
 
@@ -78,7 +79,7 @@ def _description(x: Tensors, verb: Verb) -> dict[str, Any]:
 def _described(found: dict[str, Any], verbs: AnyVerbs) -> Tensors:
     """Return tensors of the described shapes that take no memory, for nothing of them is read."""
     device = verbs.group.device
-    where = torch.device(device.type, device.index) if device.type == found["device"] != "cpu" else found["device"]
+    where = torch.device(device.type, device.index) if found["on_own"] and device.type != "cpu" else torch.device("cpu")
     tensors = []
     for (name, shape), requires_grad in zip(found["tensors"], found["requires_grad"], strict=True):
         blank = torch.zeros(1, dtype=getattr(torch, name), device=where).requires_grad_(requires_grad)

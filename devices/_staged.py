@@ -31,12 +31,17 @@ def open_staged(group: Group, reason: str) -> Communicator:
         reason: why it is needed, for `devices.explain()`.
     """
     backend = _registry.of_device_type("cpu")
-    device = backend.devices()[0]
-    beside = Group(group.ranks, group.rank, device, group.store.under("host"), group.timeout, f"{group.name}/host")
-    host = backend.open(beside)
     kind, index = group.device.type, group.device.index
     where = torch.device(kind) if kind == "cpu" else torch.device(kind, index)
-    return StagedCommunicator(host, capabilities_of(backend, device).reductions, where, f"{group}", reason)
+    reductions = capabilities_of(backend, backend.devices()[0]).reductions
+    return StagedCommunicator(open_host(group), reductions, where, f"{group}", reason)
+
+
+def open_host(group: Group) -> Communicator:
+    """Open the CPU path over the ranks of `group`, beside whatever else carries them; every member calls this."""
+    backend = _registry.of_device_type("cpu")
+    store, name = group.store.under("host"), f"{group.name}/host"
+    return backend.open(Group(group.ranks, group.rank, backend.devices()[0], store, group.timeout, name))
 
 
 @final

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from devices import _autoload, _observing, _registry, _torch_groups
-from devices._groups import GroupLike, process_group
+from devices._explain import explain_group
+from devices._groups import GroupLike
 from devices._lanes import abort_native, close_destroyed, lanes_of
 from devices._launch import launch
 from devices._mesh import mesh_shape
@@ -96,8 +97,12 @@ class World:
         self._check_open()
         shape = mesh_shape(axes, self.size)
         lengths = dict(zip(axes, shape, strict=True))
+        lanes = lanes_of(_default_group())
         if topology is not None:
             order = order_on(topology, lengths, self.size, traffic)
+        elif lanes is not None and lanes.mixed is not None:
+            # What one backend knows of its devices, the ranks of another do not.
+            order = tuple(range(self.size))
         else:
             backend = self._choice.backend
             order = order_here(backend, self._name, lengths, self.rank, self.size, self.device, traffic)
@@ -366,17 +371,14 @@ def explain(group: GroupLike = None) -> str:
     """Return what was found, what was chosen and why, as text: of the open world, else of what `init()` would choose.
 
     Args:
-        group: a mesh axis or a process group of the open world, to say which ranks it has and what carries it.
+        group: a mesh axis or a process group: of that, which domains it has, what carries it inside of them and between
+            them, and how each verb goes.
 
     >>> import devices
     >>> print(devices.explain())  # doctest: +ELLIPSIS
     backend ...
     """
+    if group is not None:
+        return explain_group(group)
     world = _current()
-    if group is None:
-        return world.explain() if world is not None else str(_registry.choose())
-    found = process_group(group)
-    lanes = lanes_of(found)
-    note = lanes.note if lanes is not None else "torch's own: " + dist.get_backend_config(found)
-    ranks = ", ".join(map(str, dist.get_process_group_ranks(found)))
-    return f"group {found.group_name!r} of ranks {ranks}: {note or 'nothing carries a group of one'}"
+    return world.explain() if world is not None else str(_registry.choose())

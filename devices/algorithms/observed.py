@@ -78,6 +78,10 @@ class ObservedVerbs:
         return self._verbs.group
 
     @property
+    def ways(self) -> dict[str, str]:
+        return self._verbs.ways
+
+    @property
     def capabilities(self) -> Capabilities:
         return self._verbs.capabilities
 

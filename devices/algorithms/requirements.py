@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from types import MappingProxyType
 from typing import final
 
 import torch
@@ -14,6 +15,8 @@ from devices.errors import ArgumentError, UnsupportedError, WorldError
 
 Tensor = torch.Tensor
 
+_NONE: Mapping[torch.dtype, str] = MappingProxyType({})
+
 
 @final
 class Requirements:
@@ -22,16 +25,20 @@ class Requirements:
     Args:
         group: the members.
         dtypes: what its tensors may be of; none for whatever there is.
+        lacks: of dtypes that some of its ranks have and others have not, who has not, in words.
 
     Attributes:
         closed: why the group is closed; empty while it is open.
     """
 
-    def __init__(self, group: Group, dtypes: AbstractSet[torch.dtype] = frozenset()) -> None:
+    def __init__(
+        self, group: Group, dtypes: AbstractSet[torch.dtype] = frozenset(), lacks: Mapping[torch.dtype, str] = _NONE
+    ) -> None:
         self._group = group
         self._size, self._rank = group.size, group.rank
         # Bytes are what every transport carries, and within one rank nothing is carried at all.
         self._dtypes = frozenset({*dtypes, torch.uint8} if dtypes and group.size > 1 else ())
+        self._lacks = lacks
         self.closed = ""
 
     def open(self, verb: str, dtype: torch.dtype | None = None) -> None:
@@ -43,6 +50,11 @@ class Requirements:
         """
         if self.closed:
             raise WorldError(f"{self._group}: {verb} was called, but {self.closed}")
+        if dtype is not None and dtype in self._lacks:
+            raise UnsupportedError(
+                f"{self._group}: {verb} of {dtype}: {self._lacks[dtype]}; nothing is converted, so pass a "
+                "dtype that all of them have"
+            )
         if self._dtypes and dtype is not None and dtype not in self._dtypes:
             raise UnsupportedError(
                 f"{self._group}: {verb} of {dtype}: backend {self._group.device.backend!r} does not declare it; its "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -27,6 +28,8 @@ from devices.errors import DevicesError, PluginError, UnsupportedError
 
 Tensor = torch.Tensor
 
+_NONE: Mapping[torch.dtype, str] = MappingProxyType({})
+
 
 @final
 class Verbs:
@@ -45,17 +48,24 @@ class Verbs:
         communicator: the group's transport; None will do for a group of one.
         group: the members.
         capabilities: what the device and the communicator can do.
+        lacks: of dtypes that some ranks' devices have and others' have not, who has not, in words.
 
     Raises:
         PluginError: the communicator lacks what every verb could be composed from.
     """
 
-    def __init__(self, communicator: Communicator | None, group: Group, capabilities: Capabilities) -> None:
+    def __init__(
+        self,
+        communicator: Communicator | None,
+        group: Group,
+        capabilities: Capabilities,
+        lacks: Mapping[torch.dtype, str] = _NONE,
+    ) -> None:
         self.group = group
         self.capabilities = capabilities
         self._communicator = communicator
         self._size, self._rank = group.size, group.rank
-        self._require = Requirements(group, capabilities.dtypes)
+        self._require = Requirements(group, capabilities.dtypes, lacks)
         # The pairs of op and dtype that all_reduce needs to do nothing for, and those that it hands on as they are,
         # which it learns by the first call: a program that makes thousands of groups uses few.
         self._alone: frozenset[tuple[str, torch.dtype]] = frozenset()
@@ -376,6 +386,19 @@ class Verbs:
     def note(self) -> str:
         """What carries the group, in words."""
         return "" if self._communicator is None else self._communicator.note
+
+    @property
+    def ways(self) -> dict[str, str]:
+        """How each verb goes, in words: as the communicator says, or composed from which of its own."""
+        if self._communicator is None:
+            return {}
+        told = self._communicator.ways
+        return {
+            verb: told.get(verb, "the communicator's own")
+            if verb in self._own
+            else f"composed of {' and '.join(sorted(way.needs))}"
+            for verb, way in self._lowered.items()
+        }
 
     @property
     def native(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import final
@@ -29,13 +30,18 @@ class Alarm:
         group: the members.
         domain: what this rank's domain is called.
         give_up: makes whatever waits here fail soon; called on a thread of the alarm's own.
+        gone: says which ranks of this host have died, where what carries a domain may not notice; nothing if none has.
     """
 
-    def __init__(self, group: Group, domain: str, give_up: Callable[[], None]) -> None:
+    def __init__(
+        self, group: Group, domain: str, give_up: Callable[[], None], gone: Callable[[], str] | None = None
+    ) -> None:
         self._group = group
         self._store: Store = group.store.under("alarm")
         self._domain = domain
         self._give_up = weakref.WeakMethod(give_up)
+        self._gone = gone
+        self._lost = ""
         self._is_closed = False
         self._calls = 0
         self._lock = threading.Lock()
@@ -71,6 +77,11 @@ class Alarm:
         """Say what this rank has found, unless another did before; return the error that all raise."""
         mine = f"rank {self._group.ranks[self._group.rank]} of {self._domain}"
         kind, text = type(error).__name__, str(error) or type(error).__name__
+        if self._lost:
+            # What waited here was given up since then: that is not why.
+            kind, text = CollectiveError.__name__, self._lost
+        elif not isinstance(error, MismatchError) and (lost := self._soon_gone()):
+            text = f"{lost}: {text}"
         found: list[dict[str, str]] = []
         # The store may be with a rank that is stopped, or gone.
         asking = threading.Thread(target=self._ask, args=({"kind": kind, "text": text, "by": mine}, found), daemon=True)
@@ -78,6 +89,15 @@ class Alarm:
         asking.join(PATIENCE)
         told = found[0] if found else {"kind": kind, "text": text, "by": mine}
         return self._raised(told["kind"], told["text"], told["by"])
+
+    def _soon_gone(self) -> str:
+        """Return which ranks of this host have died, or do in a moment: their connections break before they end."""
+        deadline = time.monotonic() + LOOK
+        while self._gone is not None:
+            if (lost := self._gone()) or time.monotonic() > deadline:
+                return lost
+            time.sleep(0.01)
+        return ""
 
     def _ask(self, mine: dict[str, str], found: list[dict[str, str]]) -> None:
         """Find what the first to notice an error said of it; that is `mine` if this rank is the first."""
@@ -115,6 +135,11 @@ class Alarm:
             return False
         if not self._calls:
             return True
+        if self._gone is not None and (lost := self._gone()):
+            self._lost = lost
+            if (give_up := self._give_up()) is not None:
+                give_up()
+            return False
         try:
             has_failed = self._store.torch.check(["error"])
         except Exception:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import final
 
 import torch
@@ -30,6 +31,19 @@ from devices.fabric.mark import Mark
 
 Tensor = torch.Tensor
 
+WAYS: Mapping[str, str] = MappingProxyType(
+    {
+        "all_reduce": "reduce_scatter in each domain, messages between them, each rank adding up a part in the order "
+        "of the domains, all_gather in each; in pieces that overlap",
+        "all_gather": "all_gather in each domain, messages between them, all_gather of what came in each; in pieces",
+        "reduce_scatter": "reduce_scatter in each domain of what every one is to have, messages between; in pieces",
+        "broadcast": "broadcast in the source's domain, messages from domain to domain, all_gather in each; in pieces",
+        "all_to_all": "messages from rank to rank",
+        "barrier": "all ranks of each domain, then their first ranks among themselves",
+    }
+)
+"""How the verbs go, for `devices.explain(group)`."""
+
 PIECE = 1 << 20
 """The bytes of a piece, so that several are on their way at once and the first is not long in coming."""
 
@@ -51,9 +65,11 @@ class DomainsCommunicator(Communicator):
         between: one over all ranks, whose `exchange` reaches any of them.
         reductions: the ops and dtypes that all domains reduce natively.
         note: what carries the group, in words.
+        gone: says which ranks of this host have died, where what carries a domain may not notice; nothing if none has.
     """
 
     blocking = True
+    ways = WAYS
 
     def __init__(
         self,
@@ -64,12 +80,13 @@ class DomainsCommunicator(Communicator):
         between: Communicator,
         reductions: Mapping[str, frozenset[torch.dtype]],
         note: str,
+        gone: Callable[[], str] | None = None,
     ) -> None:
         self._group, self._domains, self._shares = group, domains, shares
         self._inside, self._between = inside, between
         self._mine = domains.of_rank(group.rank)
         self._sizes = [len(ranks) for ranks in domains.members]
-        self._alarm = Alarm(group, domains.names[self._mine], self._give_up)
+        self._alarm = Alarm(group, domains.names[self._mine], self._give_up, gone)
         self._bridge = Bridge(between, group, domains, inside.communicator, self._alarm.reason_of)
         self.messages = DomainsMessages(group, self._bridge, self._alarm)
         self._numbers = itertools.count(1)
@@ -96,9 +113,10 @@ class DomainsCommunicator(Communicator):
             raise CollectiveError(f"{self._group}: the group is closed")
         with self._alarm:
             self._inside.agree(call)
-            self._bridge.agree(self._mark(call))
-            # Those that do not compare wait here for who does: nothing is sent before.
-            self._inside.barrier()
+            if not self._inside.compares_all:
+                self._bridge.agree(self._mark(call))
+                # Those that do not compare wait here for who does: nothing is sent before.
+                self._inside.barrier()
             work()
         return DONE
 

@@ -24,10 +24,23 @@ class Inside:
         communicator: the domain's own; None where this rank is alone in it.
         place: this rank's place in the domain.
         size: the number of its ranks.
+        host: carries all ranks of the group, where what carries the domain may not compare calls, and a barrier costs
+            less on the host.
+        compares_all: whether `agree` compares the calls of all ranks of the group, and not of the domain's alone.
     """
 
-    def __init__(self, communicator: Communicator | None, place: int, size: int) -> None:
+    def __init__(
+        self,
+        communicator: Communicator | None,
+        place: int,
+        size: int,
+        host: Communicator | None = None,
+        *,
+        compares_all: bool = False,
+    ) -> None:
         self.communicator = communicator
+        self._host = communicator if host is None else host
+        self.compares_all = compares_all
         self.place, self.size = place, size
 
     def reduce_scatter(self, input: Tensor, cuts: Sequence[int], op: str) -> Tensor:
@@ -72,14 +85,19 @@ class Inside:
 
     def barrier(self) -> None:
         """Return once all ranks of the domain have come."""
-        if self.communicator is not None:
-            self.communicator.barrier().wait()
+        if self._host is not None:
+            self._host.barrier().wait()
 
     def agree(self, call: Asked) -> None:
         """Compare the call that the ranks of the domain make, where its communicator can."""
-        if self.communicator is not None:
-            self.communicator.expect(call)
-            self.communicator.agree()
+        if self._host is not None:
+            self._host.expect(call)
+            self._host.agree()
+
+
+def compares(communicator: Communicator) -> bool:
+    """Return whether a communicator compares the ranks' calls."""
+    return type(communicator).expect is not Communicator.expect
 
 
 def _longest(cuts: Sequence[int]) -> int:

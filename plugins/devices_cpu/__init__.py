@@ -45,6 +45,11 @@ class CPUBackend(Backend):
             reductions=MappingProxyType(dict(ProcessGroupCommunicator.reductions_of("gloo"))),
         )
 
+    def reach(self, device: Device) -> str:
+        from devices import memory_domain
+
+        return memory_domain()
+
     def launch_environment(self, ranks: int | None = None, local_rank: int | None = None) -> Sequence[Variable]:
         from devices_cpu.launch import variables
 

@@ -85,6 +85,11 @@ def memory_domain() -> str:
     return "" if why_not_here() else _host()
 
 
+def domain_name() -> str:
+    """Return what a domain of processes that share memory is called: what DEVICES_DOMAIN says, else the host's name."""
+    return os.environ.get(DOMAIN) or platform.node()
+
+
 def _host() -> str:
     """Return what processes have in common that reach each other's memory: machine, boot, namespaces, user."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

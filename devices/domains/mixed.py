@@ -1,0 +1,137 @@
+"""A group over ranks of several vendors: each domain opened by its own plugin, host memory between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from devices import _registry, errors
+from devices._backend import Communicator, Group
+from devices._staged import StagedCommunicator, open_host
+from devices.algorithms.verbs import Verbs
+from devices.domains import bandwidth
+from devices.domains.communicator import DomainsCommunicator
+from devices.domains.inside import Inside, compares
+from devices.domains.natively import Natively
+from devices.domains.opening import GRACE
+from devices.domains.predicted import told
+from devices.domains.shares import Shares
+from devices.domains.vendors import Vendors
+from devices.errors import CollectiveTimeoutError, DevicesError, UnsupportedError, WorldError
+from devices.fabric.communicator import REDUCTIONS
+
+_LOOK = 0.1
+
+
+def open_mixed(
+    group: Group, vendors: Vendors, open_native: Callable[[Group], Verbs], gone: Callable[[], str]
+) -> Communicator:
+    """Return a communicator over a group whose ranks are of several backends; every member calls this.
+
+    Inside of each domain its own plugin's communicator carries the verbs, what that lacks being composed; between them
+    messages through host memory do, which is where an accelerator's tensors are copied to and from.
+
+    Args:
+        group: the members.
+        vendors: what they are.
+        open_native: opens this rank's backend over its domain.
+        gone: says which of them have died; nothing if none has.
+
+    Raises:
+        UnsupportedError: on every rank: there is no way between them, or a domain may not have so many ranks.
+        DevicesError: on every rank: a domain could not open, with the error of the rank that says so.
+    """
+    ranks = group.ranks
+    vendors.check_sizes(group, ranks)
+    _check_bridge(group, vendors)
+    links = bandwidth.agreed(group.share("mixed/link", bandwidth.told()), group)
+    host = open_host(group)
+    domains = vendors.domains(ranks)
+    reductions = {op: vendors.common(ranks, dtypes) for op, dtypes in REDUCTIONS.items()}
+    between = host
+    if group.device.type != "cpu":
+        device = torch.device(group.device.type, group.device.index)
+        reason = f"{vendors.named(ranks)} reach each other there"
+        between = StagedCommunicator(host, reductions, device, f"{group}", reason)
+    if max(map(len, domains.members)) == 1:
+        between.note = f"{domains}; between them host memory: {host.note}"
+        # What the host reduces is what is reduced; the same on all ranks.
+        between.reductions = {op: dtypes & vendors.common(ranks, dtypes) for op, dtypes in _native(host).items()}
+        return between
+    mine = domains.of_rank(group.rank)
+    members = domains.members[mine]
+    place = members.index(group.rank)
+    native: Verbs | None = None
+    failure: Exception | None = None
+    if len(members) > 1:
+        store, name = group.store.under(f"domain {mine}"), f"{group.name}/{mine}"
+        own = Group(tuple(ranks[rank] for rank in members), place, group.device, store, group.timeout + GRACE, name)
+        try:
+            native = open_native(own)
+        except Exception as error:
+            failure = error
+    try:
+        _all_opened(group, domains.names[mine], failure)
+    except BaseException:
+        if native is not None:
+            # A vendor's group that is not aborted waits for its peers as it closes.
+            native.abort()
+            native.close()
+        between.close()
+        raise
+    carried = None if native is None else Natively(native)
+    inside = Inside(carried, place, len(members), between, compares_all=compares(host))
+    if isinstance(links, str):
+        links = bandwidth.measured(group, domains, between)
+    shares = Shares(domains, links)
+    here = native.note if native is not None else "nothing"
+    note = f"{domains}; inside of {domains.names[mine]} {here}, between the domains host memory: {host.note}"
+    note = "; ".join(filter(None, [note, told(domains, shares)]))
+    return DomainsCommunicator(group, domains, shares, inside, between, reductions, note, gone)
+
+
+def _native(host: Communicator) -> Mapping[str, frozenset[torch.dtype]]:
+    """Return what the CPU path reduces by itself."""
+    if host.reductions is not None:
+        return host.reductions
+    backend = _registry.of_device_type("cpu")
+    return backend.capabilities(backend.devices()[0]).reductions
+
+
+def _check_bridge(group: Group, vendors: Vendors) -> None:
+    """Raise on every rank if one of them has no way to the others."""
+    fault = ""
+    try:
+        _registry.of_device_type("cpu")
+    except DevicesError as error:
+        fault = str(error)
+    said_by = group.share("mixed/bridge", fault)
+    if faults := [f"rank {group.ranks[rank]}: {said}" for rank, said in enumerate(said_by) if said]:
+        raise UnsupportedError(
+            f"{group}: there is no bridge between {vendors.named(group.ranks)}: they reach each other by host memory "
+            f"and the CPU backend's messages, and on {faults[0]}"
+        )
+
+
+def _all_opened(group: Group, domain: str, failure: Exception | None) -> None:
+    """Raise on every rank as soon as a domain could not open on one of them; return once all could."""
+    store = group.store.under("mixed")
+    if failure is not None:
+        store.set("failed", [type(failure).__name__, str(failure), domain, group.ranks[group.rank]])
+        raise failure
+    store.set(f"opened/{group.rank}", True)
+    deadline = time.monotonic() + (group.timeout + GRACE).total_seconds()
+    for rank in range(group.size):
+        # One that waits for a rank that has failed, in the vendor's own opening, comes late or never.
+        while not store.comes(f"opened/{rank}", _LOOK) and not store.comes("failed", 0):
+            if time.monotonic() > deadline:
+                raise CollectiveTimeoutError(f"{group}: rank {group.ranks[rank]} did not open its domain in time")
+    if store.comes("failed", 0):
+        kind, text, where, rank = store.get("failed")
+        raised = getattr(errors, kind, WorldError)
+        is_ours = isinstance(raised, type) and issubclass(raised, DevicesError)
+        raise (raised if is_ours else WorldError)(
+            f"{group}, {domain}: domain {where} did not open on rank {rank}: {text}"
+        )

@@ -1,0 +1,238 @@
+"""What ranks do whose world is of several backends: CPU ranks and ranks on the stand-in of torch_neuronx."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import devices
+from devices import errors
+
+
+def opened(backends: list[str], **kwargs: Any) -> devices.World:
+    """Open a world in which rank r is of `backends[r]`."""
+    os.environ["DEVICES_BACKEND"] = backends[int(os.environ["RANK"])]
+    return devices.init(timeout=60, **kwargs)
+
+
+def said(call: Callable[[], Any]) -> str:
+    """Return the error of a call in words, "" if it raises none."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def of(rank: int, size: int) -> torch.Tensor:
+    """Return numbers of a rank's own, whose sums are exact."""
+    return (torch.arange(size) % 97 + 3 * rank).float()
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0)
+
+
+def check_verbs(w: devices.World, size: int) -> None:
+    me, n, here = w.rank, w.size, w.device
+    xs = [of(rank, size) for rank in range(n)]
+    blocks = [of(rank, size * n) for rank in range(n)]
+    mine, block = xs[me].to(here), blocks[me].to(here)
+    same(devices.all_reduce(mine), torch.stack(xs).sum(0))
+    same(devices.all_reduce(mine, op="max"), torch.stack(xs).amax(0))
+    same(devices.all_reduce(mine.bfloat16(), op="avg"), torch.stack(xs).bfloat16().float().mean(0).bfloat16())
+    same(devices.all_reduce(mine.int()), torch.stack(xs).sum(0).int())
+    same(devices.all_gather(mine), torch.cat(xs))
+    same(devices.reduce_scatter(block), torch.stack(blocks).sum(0).chunk(n)[me])
+    same(devices.all_to_all(block), torch.cat([each.chunk(n)[me] for each in blocks]))
+    same(devices.permute(mine, pairs=[(rank, (rank + 1) % n) for rank in range(n)]), xs[me - 1])
+    for root in range(n):
+        same(devices.broadcast(mine, src=root), xs[root])
+        gathered = devices.gather(mine, dst=root)
+        reduced = devices.reduce(mine, dst=root)
+        if me == root:
+            same(gathered, torch.cat(xs))
+            same(reduced, torch.stack(xs).sum(0))
+        same(devices.scatter(blocks[root].to(here) if me == root else None, src=root), blocks[root].chunk(n)[me])
+    work = devices.all_reduce(mine, async_op=True)
+    same(devices.all_gather(mine), torch.cat(xs))
+    same(work.result(), torch.stack(xs).sum(0))
+    sizes = [rank * 3 for rank in range(n)]
+    same(
+        devices.all_gather(of(me, sizes[me]).to(here), sizes=sizes),
+        torch.cat([of(rank, sizes[rank]) for rank in range(n)]),
+    )
+    devices.barrier()
+
+
+def every_verb(backends: list[str]) -> dict[str, Any]:
+    with opened(backends) as w:
+        # The blocks of the last one are in several pieces.
+        for size in (1, 5, 70_001):
+            check_verbs(w, size)
+        return {"explained": devices.explain(), "bits": bits(w), **lacking(w)}
+
+
+def bits(w: devices.World) -> list[bytes]:
+    """Return sums that depend on the order, as bits, twice."""
+    torch.manual_seed(w.rank)
+    x = (torch.randn(3001) * 10.0**w.rank).to(w.device)
+    return [devices.all_reduce(x).cpu().numpy().tobytes() for _ in range(2)]
+
+
+def lacking(w: devices.World) -> dict[str, Any]:
+    """Call verbs with what not all ranks have."""
+    here = w.device
+    return {
+        "float64": said(lambda: devices.all_reduce(torch.ones(2, dtype=torch.float64, device=here))),
+        "float64 moved": said(lambda: devices.broadcast(torch.ones(2, dtype=torch.float64, device=here), src=0)),
+        "on the CPU": said(lambda: devices.all_reduce(torch.ones(2))) if here.type != "cpu" else "",
+    }
+
+
+def with_torch(backends: list[str]) -> dict[str, Any]:
+    """Use torch's own verbs, groups, tensors of a mesh and DDP, each rank with tensors on its own device."""
+    with opened(backends) as w:
+        check_torchs_verbs(w)
+        return {**groups(w, backends), "losses": trains(w)}
+
+
+def check_torchs_verbs(w: devices.World) -> None:
+    me, n, here = w.rank, w.size, w.device
+    x = torch.tensor([1.0, 2.0], device=here) * (me + 1)
+    dist.all_reduce(x)
+    same(x, torch.tensor([1.0, 2.0]) * sum(range(1, n + 1)))
+    outputs = [torch.empty(1, device=here) for _ in range(n)]
+    dist.all_gather(outputs, torch.tensor([float(me)], device=here))
+    same(torch.cat(outputs), torch.arange(float(n)))
+    told: list[Any] = [None] * n
+    dist.all_gather_object(told, {"rank": me})
+    assert told == [{"rank": rank} for rank in range(n)]
+    dist.barrier()
+    if me == 0:
+        dist.send(torch.arange(3.0, device=here), n - 1)
+    if me == n - 1:
+        came = torch.empty(3, device=here)
+        dist.recv(came, 0)
+        same(came, torch.arange(3.0))
+
+
+def groups(w: devices.World, backends: list[str]) -> dict[str, str]:
+    """Use groups inside of one domain, and over two."""
+    me, n, here = w.rank, w.size, w.device
+    alike = [[rank for rank in range(n) if backends[rank] == backend] for backend in dict.fromkeys(backends)]
+    mine = dist.new_subgroups_by_enumeration(alike)[0]
+    peers = next(ranks for ranks in alike if me in ranks)
+    same(devices.all_reduce(torch.ones(2, device=here) * me, mine), torch.full((2,), float(sum(peers))))
+    ends = dist.new_group([0, n - 1])
+    if me in (0, n - 1):
+        same(devices.all_gather(torch.tensor([float(me)], device=here), ends), torch.tensor([0.0, n - 1.0]))
+    mesh = w.mesh({"dp": 2, "tp": n // 2})
+    assert mesh.device_type == here.type
+    total = devices.all_reduce(torch.ones(1, device=here) * 10**me, mesh["dp"]).item()
+    assert total == sum(10**rank for rank in range(n) if rank % (n // 2) == me % (n // 2)), total
+    full = torch.arange(32.0).view(4, 8)
+    left = devices.place(full.to(here), mesh, dp=devices.Shard(0), tp=devices.Shard(1)).requires_grad_()
+    right = devices.place(full.T.contiguous().to(here), mesh, tp=devices.Shard(0))
+    product = (left @ right).full_tensor()
+    product.sum().backward()
+    same(product, full @ full.T)
+    same(left.grad.full_tensor(), full.sum(0).expand(4, 8))
+    return {"alike": devices.explain(mine), "across": devices.explain(mesh["dp"])}
+
+
+def trains(w: devices.World) -> list[float]:
+    """Return the losses of three steps of a small model under DDP, each rank on a part of the batch of its own."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).to(w.device)
+    model = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for step in range(3):
+        batch = batch_of(step)[w.rank :: w.size].to(w.device)
+        optimizer.zero_grad()
+        loss = model(batch).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(devices.all_reduce(loss.detach(), op="avg").item())
+    return losses
+
+
+def batch_of(step: int) -> torch.Tensor:
+    return torch.randn(12, 4, generator=torch.Generator().manual_seed(step))
+
+
+def goes_wrong(backends: list[str], odd: int, how: str) -> tuple[str, str, float]:
+    """Let one rank do something else than the others; return what this rank is told, and after how long."""
+    w = opened(backends)
+    devices.barrier()
+    x = torch.ones(8, device=w.device)
+    devices.all_reduce(x)
+    start = time.monotonic()
+    is_odd = w.rank == odd
+    try:
+        if is_odd and how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if is_odd and how == "dies inside":
+            # In its domain it has come to the call, and does not go on with it.
+            _die_after_agreeing(w)
+        if is_odd and how == "raises":
+            with w:
+                raise ValueError("batch 7 is bad")
+        devices.all_reduce(x[:7] if is_odd and how == "another size" else x)
+    except errors.CollectiveError as error:
+        return type(error).__name__, str(error), time.monotonic() - start
+    raise AssertionError("no error")
+
+
+def _die_after_agreeing(w: devices.World) -> None:
+    """Die where this rank's domain waits for it in the vendor's own verb, and nobody else waits for it."""
+    from devices.domains.natively import Natively
+
+    agree = Natively.agree
+
+    def agree_and_die(self: Natively, call: Any) -> None:
+        agree(self, call)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Natively.agree = agree_and_die
+
+
+def cannot_open(backends: list[str]) -> dict[str, str]:
+    """Open worlds that cannot be, and then one that can."""
+    from devices import _registry
+
+    rank = int(os.environ["RANK"])
+    answers = {"a domain of three": said(lambda: opened(["cpu", "neuron", "neuron", "neuron"]))}
+    release = _registry.release
+    if rank == 1:
+        _registry.release = lambda name: "other 9.9"
+    answers["versions"] = said(lambda: opened(backends))
+    _registry.release = release
+    backend = _registry.backend(backends[rank])
+    if rank == 3:
+        type(backend).interface = 7
+    answers["interface"] = said(lambda: opened(backends))
+    type(backend).interface = 1
+    find = _registry.of_device_type
+    if rank == 2:
+        _registry.of_device_type = _no_backend
+    answers["no bridge"] = said(lambda: opened(backends))
+    _registry.of_device_type = find
+    if backends[rank] == "neuron":
+        os.environ["NEURON_RT_VISIBLE_CORES"] = "3"
+    answers["domain"] = said(lambda: opened(backends))
+    os.environ.pop("NEURON_RT_VISIBLE_CORES", None)
+    with opened(backends) as w:
+        assert devices.all_reduce(torch.ones(1, device=w.device)).item() == w.size
+    return answers
+
+
+def _no_backend(kind: str) -> None:
+    raise errors.BackendNotFoundError(f"no plugin provides a backend whose devices are of type {kind!r}")

@@ -1,0 +1,139 @@
+"""One world over ranks of several vendors: CPU ranks, and ranks on the stand-in of torch_neuronx."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+from domains import mixed_cases as cases
+
+from devices.fabric.host.meeting import why_not_here
+
+sys.path.append(str(Path(__file__).parents[1] / "plugins" / "neuron"))
+from on_standin import standin, variables
+
+pytestmark = pytest.mark.slow
+
+HALVES = ["cpu", "cpu", "neuron", "neuron"]
+ONE = ["cpu", "neuron", "cpu", "cpu"]
+Outcomes = list[tuple[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def on(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Outcomes]]:
+    """Return what runs a function on ranks of those backends."""
+
+    def run(function: Callable[..., Any], backends: list[str], *args: Any, **more: str) -> Outcomes:
+        env = variables(tmp_path_factory.mktemp("trn2")) | more
+        return ranks.outcomes(len(backends), function, backends, *args, env=env, timeout=120)
+
+    with standin():
+        yield run
+
+
+def returned(outcomes: Outcomes) -> list[Any]:
+    assert [kind for kind, _ in outcomes] == ["returned"] * len(outcomes), outcomes
+    return [value for _, value in outcomes]
+
+
+@pytest.mark.parametrize("backends", [HALVES, ONE], ids=["2 and 2", "3 and 1"])
+def test_every_verb_computes_what_plain_torch_does_over_vendors(
+    on: Callable[..., Outcomes], backends: list[str]
+) -> None:
+    found = returned(on(cases.every_verb, backends))
+    assert len({bits for each in found for bits in each["bits"]}) == 1, "the same bits on all ranks and each time"
+    for each in found:
+        assert "cpu on " in each["explained"]
+        assert "and neuron (rank" in each["explained"]
+        for call in ("float64", "float64 moved"):
+            assert each[call].startswith("UnsupportedError: "), each[call]
+            assert "float64: not there on rank" in each[call]
+            assert "(neuron), there on ranks" in each[call]
+            assert "(cpu)" in each[call]
+    on_neuron = found[backends.index("neuron")]["on the CPU"]
+    assert on_neuron.startswith("ArgumentError: "), on_neuron
+    assert "on its own device" in on_neuron
+
+
+def test_torchs_verbs_groups_and_tensors_of_a_mesh_are_right_over_vendors(on: Callable[..., Outcomes]) -> None:
+    found = returned(on(cases.with_torch, HALVES))
+    assert "shared memory" in found[0]["alike"] or why_not_here()
+    assert "process group 'neuron'" in found[2]["alike"]
+    for each in found:
+        assert "cpu on " in each["across"]
+        assert "\n  not on rank" in each["across"]
+        assert "float64" in each["across"]
+        assert "\n  all_reduce: " in each["across"]
+    for each in found:
+        assert each["losses"] == pytest.approx(alone(), rel=1e-5)
+
+
+def alone() -> list[float]:
+    """Return the losses of the same training in one process."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = model(cases.batch_of(step)).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "words"),
+    [
+        ("dies", "CollectiveError", ["rank 3", "died"]),
+        ("dies inside", "CollectiveError", ["rank 3 died"]),
+        ("another size", "MismatchError", ["7 on rank 3", "8 on ranks 0, 1, 2", "mixed_cases.py"]),
+    ],
+)
+@pytest.mark.skipif(bool(why_not_here()), reason=f"needs shared memory: {why_not_here()}")
+def test_what_goes_wrong_in_one_vendors_domain_is_told_in_the_other(
+    on: Callable[..., Outcomes], how: str, kind: str, words: list[str]
+) -> None:
+    ended = on(cases.goes_wrong, HALVES, 3, how)
+    for rank, (state, told) in enumerate(ended):
+        if rank == 3 and how.startswith("dies"):
+            assert state == "died"
+            continue
+        assert state == "returned", told
+        found, text, seconds = told
+        assert found == kind, text
+        for word in words:
+            assert word in text, text
+        # Two seconds are promised; a machine that does other things may take longer.
+        assert seconds < 20
+
+
+def test_what_cannot_open_is_told_on_every_rank_with_both_sides(on: Callable[..., Outcomes]) -> None:
+    by_rank = returned(on(cases.cannot_open, HALVES))
+    for rank, each in enumerate(by_rank):
+        sizes = each["a domain of three"]
+        assert sizes.startswith("UnsupportedError: "), sizes
+        assert "ranks 1, 2, 3 (neuron)" in sizes
+        assert "beside rank 0 (cpu)" in sizes
+        assert "no groups of 3" in sizes
+        versions = each["versions"]
+        assert versions.startswith("WorldError: "), versions
+        assert "two versions: the plugin is devices" in versions
+        assert "on rank 0 and other 9.9 on rank 1" in versions
+        interface = each["interface"]
+        assert interface.startswith("WorldError: "), interface
+        assert "interface 1 on rank 2 and 7 on rank 3" in interface
+        no_bridge = each["no bridge"]
+        assert no_bridge.startswith("UnsupportedError: "), no_bridge
+        assert "no bridge between ranks 0, 1 (cpu) and 2, 3 (neuron)" in no_bridge
+        assert "on rank 2: " in no_bridge
+        domain = each["domain"]
+        assert domain.startswith("WorldError: "), domain
+        assert "core 3" in domain, domain
+        assert ("domain neuron did not open on rank" in domain) == (rank < 2), domain
