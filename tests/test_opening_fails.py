@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from datetime import timedelta
@@ -51,8 +53,13 @@ class LosesItself(dist.HashStore):
 
 
 def test_a_store_that_is_gone_too_does_not_hide_why_a_group_did_not_open() -> None:
+    store = LosesItself()
+    members = hashlib.sha256(b"(0, 1)").hexdigest()[:16]
+    # The peer has told what it is, and the same.
+    told_before = {"backend": "refuses", "plugin": "", "interface": 1, "devices": 1}
+    store.set(f"devices/{members}/1/rank/backend/1", json.dumps(told_before))
     options = SimpleNamespace(
-        store=LosesItself(),
+        store=store,
         global_ranks_in_group=[],
         group_size=2,
         group_rank=0,

@@ -193,15 +193,15 @@ def goes_wrong(backends: list[str], odd: int, how: str) -> tuple[str, str, float
 
 def _die_after_agreeing(w: devices.World) -> None:
     """Die where this rank's domain waits for it in the vendor's own verb, and nobody else waits for it."""
-    from devices.domains.natively import Natively
+    from devices.domains.inside import Inside
 
-    agree = Natively.agree
+    agree = Inside.agree
 
-    def agree_and_die(self: Natively, call: Any) -> None:
+    def agree_and_die(self: Inside, call: Any) -> None:
         agree(self, call)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    Natively.agree = agree_and_die
+    Inside.agree = agree_and_die
 
 
 def cannot_open(backends: list[str]) -> dict[str, str]:
