@@ -14,6 +14,9 @@ import torch.distributed as dist
 from devices._roll_call import check_alone
 from devices._store import Store
 
+_kept: dist.Store | None = None
+"""What this process served for the last world that it opened."""
+
 
 def shared_store(host: str, port: int, rank: int, timeout: timedelta) -> dist.Store:
     """Return the store there, which rank 0 serves unless its launcher does.
@@ -22,9 +25,23 @@ def shared_store(host: str, port: int, rank: int, timeout: timedelta) -> dist.St
         torch.distributed.DistError: the port is taken, or nobody is there.
         TimeoutError: somebody is there who is not one of torch's stores.
     """
-    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if _serves(rank):
         return serve(host, port, timeout)
     return reach(host, port, timeout)
+
+
+def keep(store: dist.Store | None, rank: int) -> None:
+    """Serve a store of `shared_store` on when its world is closed; with None, no longer that of the world before.
+
+    Ranks that have closed one world come for the next while rank 0 may still close the first: the store that they
+    reach must be the one that rank 0 comes to.
+    """
+    global _kept
+    _kept = store if _serves(rank) else None
+
+
+def _serves(rank: int) -> bool:
+    return rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def serve(host: str, port: int, timeout: timedelta = timedelta(seconds=300)) -> dist.TCPStore:

@@ -24,7 +24,7 @@ from devices._launch import launch
 from devices._mesh import mesh_shape
 from devices._mesh_order import order_here, order_on
 from devices._open import my_device
-from devices._rendezvous import shared_store, tell_the_other_first
+from devices._rendezvous import keep, shared_store, tell_the_other_first
 from devices._roll_call import call_the_roll, check_alone, remember_world
 from devices._secret import authenticate, authentication, secret
 from devices._store import Store
@@ -324,6 +324,8 @@ def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:
     address, thinks = f"{host}:{port}", {"WORLD_SIZE": size, "DEVICES_SECRET": "set" if secret() else "not set"}
     try:
         store = shared_store(host, port, rank, timeout)
+        # What does not open has no next: where rank 0 tries again, the others may not have come yet.
+        keep(None, rank)
         store.set_timeout(timeout)
         # A second world of the same ranks must not read the first one's keys.
         opening = store.add(f"devices/openings/{rank}", 1)
@@ -332,6 +334,7 @@ def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:
             check_alone(found, before, rank, size)
         remember_world(call_the_roll(found, f"the world at {address}", range(size), rank, thinks, timeout))
         authenticate(found, rank, size)
+        keep(store, rank)
     except (dist.DistError, TimeoutError, ValueError) as error:
         said = str(error).partition("\n")[0]
         if rank == 0 and "EADDRINUSE" in said:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import time
 import traceback
@@ -11,7 +12,25 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch.distributed.tensor.parallel", "devices._collectives", "devices._world"])
+
+
+def warm_up() -> None:
+    """Start the server, with what ranks of tests import, which each of them would else load for itself."""
+    _context.set_forkserver_preload(
+        [
+            "torch.distributed.tensor.parallel",
+            "torch.distributed.fsdp",
+            "torch._dynamo",
+            "devices._collectives",
+            "devices._placement",
+            "devices._world",
+            "devices.testing.pytest",
+            "devices.testing._asserts",
+            "devices.testing._process_child",
+            "hypothesis",
+        ]
+    )
+    multiprocessing.forkserver.ensure_running()
 
 
 class RankFailed(AssertionError):  # noqa: N818 - says what happened

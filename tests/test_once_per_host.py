@@ -163,7 +163,7 @@ def test_who_waits_in_vain_for_a_rank_that_was_lost_asks_for_itself() -> None:
         once_per_host(store, "toy", Asked(KeyboardInterrupt()))
     start = time.monotonic()
     assert once_per_host(store, "toy", mine, patience=0.3) == "mine"
-    assert 0.3 <= time.monotonic() - start < 5
+    assert 0.3 <= time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("fails", ["add", "check", "wait", "get", "set"])
@@ -192,7 +192,7 @@ def test_a_store_says_whether_a_key_comes_in_time() -> None:
     start = time.monotonic()
     assert not store.comes("never", 0)
     assert not store.comes("never", 0.2)
-    assert 0.2 <= time.monotonic() - start < 5
+    assert 0.2 <= time.monotonic() - start < 30
 
 
 def test_an_adopted_group_of_torchs_own_shares_a_probe_too(site: Site) -> None:

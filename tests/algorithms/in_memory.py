@@ -19,7 +19,7 @@ from devices._backend import Capabilities, Communicator, Device, Group, Message
 from devices.algorithms.verbs import Verbs
 
 T = TypeVar("T")
-PATIENCE = 10.0
+PATIENCE = 60.0
 
 
 class Event:

@@ -45,7 +45,8 @@ def test_a_python_block_runs_as_it_stands(block: Block, tmp_path: Path) -> None:
         needs_shared_memory()
     program = tmp_path / "block.py"
     program.write_text(block.text)
-    if block.ranks > 1 and "import devices" in block.text:
+    starts_processes = any(name in block.text for name in ("devices.testing", "subprocess", "multiprocessing"))
+    if "devices" in block.text and "init_process_group" not in block.text and not starts_processes:
         # Ranks that have torch loaded when they start, and torchrun's variables.
         ranks.run(block.ranks, _run, program)
         return
@@ -55,6 +56,11 @@ def test_a_python_block_runs_as_it_stands(block: Block, tmp_path: Path) -> None:
 
 
 def _run(program: Path) -> None:
+    os.chdir(program.parent)
+    if os.environ["WORLD_SIZE"] == "1":
+        # What is not said to run on several ranks runs without a launcher.
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            del os.environ[name]
     runpy.run_path(str(program), run_name="__main__")
 
 
@@ -82,6 +88,11 @@ def test_the_commands_run_as_they_stand(checkout: Path, tmp_path: Path) -> None:
     environment = environment_of(tmp_path, empty_environment(tmp_path / "venv"))
     printed = [run(["bash", "-euxc", block.text], checkout, environment) for block in here]
     assert "auto   cpu: the best that is present" in printed[0]
+    quickstart = printed[1]
+    assert here[1].text.splitlines()[0] == "python examples/quickstart.py"
+    # Without a launcher and under torchrun, where one rank of four tells the results.
+    assert quickstart.count("as expected") == 2 * 6
+    assert "{'dp': 2, 'tp': 2}" in quickstart
     installed = run(["python", "-c", "import devices; print(devices.__file__)"], tmp_path, environment)
     assert installed.startswith(str(tmp_path / "venv")), "what ran was not what was installed"
 

@@ -119,7 +119,7 @@ def test_the_error_of_a_rank_names_it_and_shows_its_traceback_and_what_was_print
     start = time.monotonic()
     with pytest.raises(RankFailedError) as caught:
         run_processes(raise_on_two, 4)
-    assert time.monotonic() - start < 20, "the ranks that waited were not ended"
+    assert time.monotonic() - start < 50, "the ranks that waited were not ended"
     said = str(caught.value)
     assert said.startswith("rank 2 of 4: ValueError: no luck\n")
     assert caught.value.rank == 2
@@ -182,7 +182,7 @@ def test_a_rank_that_does_not_finish_shows_where_it_is() -> None:
     start = time.monotonic()
     with pytest.raises(RankFailedError) as caught:
         run_processes(die, 3, time.sleep, 600, timeout=4)
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
     said = str(caught.value)
     assert said.startswith("rank 0 of 3: did not finish within 4 s; nor did ranks 1, 2\n")
     alone, together = said.index("rank 1:\n"), said.index("ranks 0, 2:\n")
