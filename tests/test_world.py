@@ -117,6 +117,11 @@ def test_devices_backend_is_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> 
         devices.init()
 
 
+def test_explain_says_of_a_group_which_ranks_it_has() -> None:
+    with devices.init() as world:
+        assert devices.explain(world.mesh({"dp": 1})).endswith("of ranks 0: nothing carries a group of one")
+
+
 def test_explain_says_what_was_chosen_and_how_the_ranks_met() -> None:
     assert "backend 'cpu'" in devices.explain()
     with devices.init():

@@ -222,9 +222,10 @@ class DomainsCommunicator(Communicator):
         here = range(0, inside.size * size + 1, size)
         sends, recvs, came = [], [], {}
         for at, members in enumerate(self._domains.members):
-            theirs = rows.new_zeros(len(members), size)
+            theirs = rows.new_empty(len(members), size)
             for row, rank in zip(theirs, members, strict=True):
                 row[: piece.numel()].copy_(rows[rank])
+                row[piece.numel() :].zero_()
             if at == me:
                 came[at] = inside.reduce_scatter(theirs.view(-1), here, op)
                 continue

@@ -56,9 +56,10 @@ class Inside:
             return input.clone()
         longest, rows = _longest(cuts), input
         if longest * self.size != input.numel():
-            rows = input.new_zeros(self.size * longest)
-            for place, (start, stop) in enumerate(pairwise(cuts)):
-                rows[place * longest : place * longest + stop - start].copy_(input[start:stop])
+            rows = input.new_empty(self.size * longest)
+            for row, (start, stop) in zip(rows.view(self.size, longest), pairwise(cuts), strict=True):
+                row[: stop - start].copy_(input[start:stop])
+                row[stop - start :].zero_()
         output = input.new_empty(longest)
         self.communicator.reduce_scatter(output, rows, op).wait()
         return output[:own]
@@ -75,8 +76,8 @@ class Inside:
         padded, rows = part.new_empty(longest), part.new_empty(self.size * longest)
         padded[: part.numel()].copy_(part)
         self.communicator.all_gather(rows.view(torch.uint8), padded.view(torch.uint8)).wait()
-        for place, (start, stop) in enumerate(pairwise(cuts)):
-            output[start:stop].copy_(rows[place * longest : place * longest + stop - start])
+        for row, (start, stop) in zip(rows.view(self.size, longest), pairwise(cuts), strict=True):
+            output[start:stop].copy_(row[: stop - start])
 
     def broadcast(self, tensor: Tensor, place: int) -> None:
         """Replace `tensor` by that of the rank at `place`."""

@@ -124,8 +124,8 @@ class Watched:
 
     def wait(self) -> None:
         with self._alarm:
-            # Whoever waits for what goes by memory may be who this rank waits for.
-            if len(self._started) > 1:
+            # Whoever waits for what goes by memory may be who this rank waits for; of one message that cannot be.
+            if len(self._started) > 2:
                 self.go_on_beside()
             self._together.wait()
 

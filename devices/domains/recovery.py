@@ -25,6 +25,9 @@ _INTERFACE = "GLOO_SOCKET_IFNAME"
 _CONNECT = 2.0
 """Seconds after which a host that says nothing at all counts as gone."""
 
+_REACH = timedelta(seconds=10)
+"""For so long torch tries to connect to who has just been there."""
+
 _NAP = 0.02
 
 
@@ -38,19 +41,18 @@ class Recovery:
 
     def __init__(self, group: Group) -> None:
         self._group = group
-        address = _address(group.store.torch)
-        listener = socket.create_server((address, 0), family=_family(address))
-        port = listener.getsockname()[1]
-        # One that waits for workers would count ranks.
-        self._store = dist.TCPStore(
-            address,
-            port,
-            is_master=True,
-            wait_for_workers=False,
-            timeout=group.timeout,
-            master_listen_fd=listener.detach(),
-        )
-        self._places: list[tuple[str, int]] = [(host, at) for host, at in group.share("recovery", [address, port])]
+        self._store: dist.TCPStore | None = None
+        self._gone: set[int] = set()
+        address, port, reason = "", 0, ""
+        try:
+            address = _address(group.store.torch)
+            self._store, port = _serve(address, group.timeout)
+        except (OSError, RuntimeError) as error:
+            # The world is of use without.
+            reason = f"cannot listen at {address}: {error}".partition("\n")[0]
+        said = group.share("recovery", [address, port, reason])
+        self._places: list[tuple[str, int]] = [(host, at) for host, at, _ in said]
+        self._reason = next((f"{self._name(rank)} {why}" for rank, (_, _, why) in enumerate(said) if why), "")
 
     def run(self) -> tuple[tuple[int, ...], Store]:
         """Return the ranks of the group that are there, and a store that they share.
@@ -59,34 +61,42 @@ class Recovery:
             CollectiveTimeoutError: a rank neither died nor came within the group's timeout.
             UnsupportedError: some ranks are known by an address that others cannot reach.
         """
-        self._check_addresses()
-        me = self._group.rank
+        me, store = self._group.rank, self._served()
         deadline = time.monotonic() + self._group.timeout.total_seconds()
         while True:
             leader = next(rank for rank in range(self._group.size) if rank == me or self._is_alive(rank))
             if leader == me:
-                return self._lead(deadline)
+                return self._lead(store, deadline)
             if (found := self._follow(leader, deadline)) is not None:
                 return found
 
-    def _check_addresses(self) -> None:
+    def _served(self) -> dist.TCPStore:
+        """Return this rank's store.
+
+        Raises:
+            UnsupportedError: a rank has none, or one that others cannot reach.
+        """
+        if self._reason or self._store is None:
+            raise UnsupportedError(f"{self._group}: recover: {self._reason}; set {_INTERFACE}")
         local = [rank for rank, (host, _) in enumerate(self._places) if ipaddress.ip_address(host).is_loopback]
         if local and len(local) < self._group.size:
             raise UnsupportedError(
                 f"{self._group}: recover: {self._name(local[0])} is known as {self._places[local[0]][0]}, which other "
                 f"hosts cannot reach; set {_INTERFACE}, or a MASTER_ADDR that is the same address on all hosts"
             )
+        return self._store
 
     def _is_alive(self, rank: int) -> bool:
-        try:
-            socket.create_connection(self._places[rank], timeout=_CONNECT).close()
-        except OSError:
-            return False
-        return True
+        if rank not in self._gone:
+            try:
+                socket.create_connection(self._places[rank], timeout=_CONNECT).close()
+            except OSError:
+                self._gone.add(rank)
+        return rank not in self._gone
 
-    def _lead(self, deadline: float) -> tuple[tuple[int, ...], Store]:
+    def _lead(self, store: dist.TCPStore, deadline: float) -> tuple[tuple[int, ...], Store]:
         """Wait until each rank has come, or is gone; tell those that have who they are."""
-        me, store = self._group.rank, self._store
+        me = self._group.rank
         others = [rank for rank in range(self._group.size) if rank != me]
         while True:
             late = [rank for rank in others if not store.check([f"here/{rank}"]) and self._is_alive(rank)]
@@ -105,7 +115,8 @@ class Recovery:
         """Come to the leader, and return what it has decided; None if it has died before."""
         host, port = self._places[leader]
         with contextlib.suppress(dist.DistError):
-            store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=self._group.timeout)
+            store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_REACH)
+            store.set_timeout(self._group.timeout)
             store.set(f"here/{self._group.rank}", "")
             while not store.check(["decided"]):
                 self._nap(deadline, [leader], "has not decided who recovers")
@@ -125,6 +136,22 @@ class Recovery:
             who = " and ".join(map(self._name, late))
             raise CollectiveTimeoutError(f"{self._group}: recover failed: after {limit} {who} {what}")
         time.sleep(_NAP)
+
+
+def _serve(address: str, timeout: timedelta) -> tuple[dist.TCPStore, int]:
+    """Return a store that this process serves at an address, to others too, and its port."""
+    listener = socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+    port: int = listener.getsockname()[1]
+    # One that waits for workers would count ranks.
+    store = dist.TCPStore(
+        address,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timeout,
+        master_listen_fd=listener.detach(),
+    )
+    return store, port
 
 
 def _shared(store: dist.Store) -> Store:
@@ -156,7 +183,3 @@ def _address_of(interface: str) -> str:
         found = fcntl.ioctl(asking.fileno(), 0x8915, interface.encode()[:15].ljust(256, b"\0"))
         return socket.inet_ntoa(found[20:24])
     return ""
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
