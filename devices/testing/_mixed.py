@@ -132,6 +132,7 @@ class Mixed:
                 like.limits,
                 device_type=own.device_type,
                 chip=own.chip,
+                lnc=own.lnc,
                 nodes=own.nodes,
                 chips_per_node=own.chips_per_node,
                 ranks_per_chip=own.ranks_per_chip,

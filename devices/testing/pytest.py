@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_THREADS_ONLY = ("seed", "schedules", "parallel", "target")
+_THREADS_ONLY = ("seed", "schedules", "parallel", "target", "assume")
 _KEYWORDS = ("processes", "timeout", *_THREADS_ONLY)
 _SIZE = "_devices_ranks"
 
 _MARK = (
-    "ranks(*sizes, processes=False, timeout=None, seed=0, schedules=1, parallel=False, target=None): run the test's "
-    "body on that many ranks, once for each size; `world` is the rank's own. Ranks are threads, to which seed, "
-    "schedules, parallel and target belong, or processes."
+    "ranks(*sizes, processes=False, timeout=None, seed=0, schedules=1, parallel=False, target=None, assume=None): run "
+    "the test's body on that many ranks, once for each size; `world` is the rank's own. Ranks are threads, to which "
+    "seed, schedules, parallel, target and assume belong, or processes."
 )
 
 
@@ -126,7 +126,12 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     """Say where the ranks run, where it was asked for."""
     if backend := _backend(config):
         return f"devices: ranks are processes on backend {backend!r}"
-    return f"devices: ranks are threads, as if on target {target!r}" if (target := _target(config)) else None
+    if (target := _target(config)) is None:
+        return None
+    from devices import catalogue
+
+    mark = " (speculative)" if catalogue.load(target).speculative else ""
+    return f"devices: ranks are threads, as if on target {target!r}{mark}"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

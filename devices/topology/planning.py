@@ -88,10 +88,11 @@ def choices(
     refused: dict[str, str] = {}
     for name in targets:
         target = load(name)
+        mark = "speculative; " if target.speculative else ""
         try:
             ranks = _ranks(target, chips)
         except (ArgumentError, TopologyError) as error:
-            refused[name] = str(error)
+            refused[name] = f"{mark}{error}"
             continue
         for batch in batches:
             tried: list[Choice] = []
@@ -105,7 +106,7 @@ def choices(
                     said = str(error)
                     break
             if not tried or (meshes is not None and len(tried) < len(meshes)):
-                refused[f"{name}, batch {batch}"] = said
+                refused[f"{name}, batch {batch}"] = f"{mark}{said}"
             found += tried if meshes is not None else sorted(tried, key=_worth)[:1]
     return Choices(tuple(_won(sorted(found, key=_worth))), refused)
 
