@@ -129,6 +129,7 @@ def _switches() -> list[dict[str, str]]:
         "DEVICES_PLUGINS": "the only plugins that are loaded",
         "DEVICES_CALIBRATION": "the file that `devices calibrate` writes, and predictions for this host read",
         "DEVICES_FLIGHT": "the folder that each rank's flight recorder writes a file to",
+        "DEVICES_ASSUME": "what is assumed of speculative hardware, where ranks of it are emulated",
         "DEVICES_OBSERVERS": "plugins whose observers hear of every collective",
         _SECRET: "what ranks prove to each other that they know, before anything is sent",
         "DEVICES_NO_PICKLE": "1 makes our process group refuse torch's object collectives, which pickle",

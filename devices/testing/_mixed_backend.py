@@ -55,7 +55,7 @@ class MixedBackend(Backend):
         if len(domains) == 1:
             return self._open_domain(group)
         [mine] = [domain for domain in domains if any(group.rank in side.ranks for side in domain)]
-        # Told apart by their ranks: two domains may be of one target.
+        # Its first rank, which is the same on all of them and in no other.
         key = f"{min(rank for side in mine for rank in side.ranks)}"
         name = " and ".join(str(mixed.targets[self._place(side)]) for side in mine)
         return open_domains(group, key, name, self._open_domain, partial(self._open_bridge, domains))

@@ -295,7 +295,7 @@ def test_where_no_peer_is_mapped_messages_alone_go_to_the_other_kind() -> None:
     writer.export(("message", 2, 1), torch.ones(2), MARK, readers=1)
     assert alike.open(0, "x")[1] is MARK
     assert other.open(0, ("message", 2, 1))[1] is MARK
-    with pytest.raises(UnsupportedError, match="rank 2, a rubin, does not map the memory of rank 0 .* a trainium4"):
+    with pytest.raises(UnsupportedError, match=r"rank 2, a rubin, does not map the memory of rank 0 .* a trainium4"):
         other.open(0, "x")
 
 
@@ -360,6 +360,6 @@ def test_the_page_lists_all_that_the_plugin_implements() -> None:
         f"{kind.__name__}.{name}"
         for kind, abstract in ((Trainium4Backend, devices.Backend), (NVLinkFusion, Interop), (FusionMemory, Fabric))
         for name in vars(kind)
-        if not name.startswith("_") and name in dir(abstract)
+        if not name.startswith("_") and name in {*dir(abstract), *abstract.__annotations__}
     }
     assert listed == own | {"devices_targets"}

@@ -271,6 +271,28 @@ def test_keywords_of_thread_ranks_are_passed_on(suite: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["devices: ranks are threads, as if on target 'trainium2'"])
 
 
+def test_a_target_of_two_kinds_has_ranks_of_both(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite.makepyfile("""
+        import pytest
+        import torch
+        import devices
+
+        @pytest.mark.ranks(4)
+        def test_both(world):
+            assert world.backend == ("trainium4 (speculative)" if world.rank < 2 else "rubin")
+            assert devices.all_reduce(torch.tensor(1)).item() == 4
+            assert "between them EFA" in devices.explain()
+
+        @pytest.mark.ranks(4, assume={"mixed_domain": "one"})
+        def test_one_domain():
+            assert "one domain of nvlink-fusion (speculative)" in devices.explain()
+    """)
+    monkeypatch.setenv("DEVICES_ASSUME", "mixed_domain=two")
+    result = suite.runpytest_subprocess("--devices-target=trainium4-nvlink-fusion")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["devices: ranks are threads, as if on target 'trainium4-nvlink-fusion' (speculative)"])
+
+
 def test_a_target_is_not_for_processes_and_a_backend_not_for_a_target(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         """
