@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final, overload
 
 from devices.errors import ArgumentError, MeshError
 from devices.topology.clusters import Cluster
+from devices.topology.factors import factored
 from devices.topology.graph import Topology
+from devices.topology.laying_bound import Bounds
+from devices.topology.laying_search import Search
 from devices.topology.nesting import Nesting, nest
 from devices.topology.paths import Paths
-from devices.topology.shapes import digits
+from devices.topology.rings import Cost, axes_of
 
 Number = int | float
 
-EXACT = 7
-"""Of so many devices all orders are tried."""
+TRIED = 100_000
+"""The devices of all layouts together, at the most, that are tried as axes have whole factors of the topology's."""
 
-_TRIED = 100_000
-"""The devices of all layouts together that are tried, at the most, before the best is improved by exchanges."""
+SEARCHED = 10_000
+"""So many devices are looked at for places, before and after exchanges, in the search for what is faster than those."""
 
 _EQUAL = 1 + 1e-9
-
-_EXCHANGED = 32
-"""Layouts of more devices are not improved by exchanges, which take too long."""
 
 
 @final
@@ -40,7 +40,8 @@ class Layout:
         seconds: what the traffic of all axes takes, one axis after the other.
         by_axis: what each axis takes of that.
         bound: seconds that no order goes below.
-        proven: whether no order is faster, since all were tried or since it takes no longer than `bound`.
+        proven: whether no order is faster, since it takes no longer than `bound` or since a search has left out none
+            that could be.
     """
 
     axes: Mapping[str, int] = field(hash=False)
@@ -49,6 +50,11 @@ class Layout:
     by_axis: Mapping[str, float] = field(hash=False)
     bound: float
     proven: bool
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long as `bound` it takes; where it is not proven, no order is faster by more than that."""
+        return self.seconds / self.bound if self.bound else 1.0
 
 
 @overload
@@ -60,8 +66,10 @@ def layout(
 ) -> Layout | Nesting:
     """Lay a mesh on a topology so that the predicted time of its traffic is least.
 
-    Along each axis the groups do a ring all-reduce, all at once, both ways round; bytes go by the shortest paths, in
-    equal parts where there are several. An axis takes as long as the link that most of them meet.
+    Along each axis the groups do a ring all-reduce, all at once, both ways round. Bytes go by the shortest paths, in
+    equal parts where there are several; on a torus along its first axis first. An axis takes as long as the link that
+    most of them meet, and at least as long as a message that meets no other: devices on the way pass it on when they
+    have all of it, switches as it comes.
 
     Args:
         topology: it is connected, and the bandwidths of its links are known. On a cluster the mesh is one of ranks, of
@@ -75,28 +83,32 @@ def layout(
         TopologyError: the topology is not connected, or a bandwidth is not known.
 
     >>> from devices.topology import torus
-    >>> layout(torus((4, 4), 50e9), {"dp": 4, "tp": 4}).order[:4]
-    (0, 1, 2, 3)
+    >>> found = layout(torus((4, 4), 50e9), {"dp": 4, "tp": 4})
+    >>> found.order[:4], found.proven
+    ((0, 1, 2, 3), True)
     """
     lengths = dict(axes)
     if isinstance(topology, Cluster):
         return nest(topology.target, lengths, dict(zip(lengths, _weights(lengths, traffic), strict=True)))
-    sizes = _sizes(lengths, len(topology.devices))
-    weights = _weights(lengths, traffic)
-    paths = Paths(topology)
-    cost = _Cost(paths, sizes, weights)
-    count = len(topology.devices)
-    if count <= EXACT:
-        # In a ring or a torus all devices are alike, but not in every topology: none is left where it is.
-        best = min(itertools.permutations(range(count)), key=cost.of)
-    else:
-        best = min(itertools.islice(_structured(topology, sizes), max(8, _TRIED // count)), key=cost.of)
-        if count <= _EXCHANGED and cost.of(best) > cost.bound() * _EQUAL:
-            best = _exchanged(best, cost)
-    by_axis = dict(zip(lengths, cost.by_axis(best), strict=True))
-    seconds, bound = sum(by_axis.values()), cost.bound()
-    proven = count <= EXACT or seconds <= bound * _EQUAL
-    return Layout(lengths, tuple(best), seconds, by_axis, min(bound, seconds), proven)
+    cost = _cost(topology, lengths, traffic)
+    bounds = Bounds(topology, cost)
+    enough = bounds.seconds * _EQUAL
+    order, seconds = tuple(range(cost.count)), math.inf
+    for tried in itertools.islice(factored(topology, tuple(lengths.values())), max(8, TRIED // cost.count)):
+        found = cost.of(tried)
+        if found < seconds / _EQUAL:
+            order, seconds = tried, found
+        if seconds <= enough:
+            break
+    is_proven = seconds <= enough
+    if not is_proven and cost.loads is not None:
+        search = Search(cost, bounds.by_axis)
+        order, is_proven = search.improve(order, bounds.seconds, SEARCHED)
+        if not is_proven:
+            order, is_proven = search.improve(_exchanged(order, cost), bounds.seconds, SEARCHED)
+    by_axis = dict(zip(lengths, cost.by_axis(order), strict=True))
+    seconds = sum(by_axis.values())
+    return Layout(lengths, order, seconds, by_axis, min(bounds.seconds, seconds), is_proven)
 
 
 def layout_seconds(
@@ -108,175 +120,28 @@ def layout_seconds(
         MeshError: the axes or the order do not fit the devices.
     """
     lengths = dict(axes)
-    sizes = _sizes(lengths, len(topology.devices))
+    cost = _cost(topology, lengths, traffic)
     if sorted(order) != list(range(len(topology.devices))):
         raise MeshError(f"an order names each of {len(topology.devices)} devices once, got {tuple(order)!r}")
-    found = _Cost(Paths(topology), sizes, _weights(lengths, traffic)).by_axis(tuple(order))
-    return dict(zip(lengths, found, strict=True))
+    return dict(zip(lengths, cost.by_axis(tuple(order)), strict=True))
 
 
-class _Cost:
-    """What an order takes.
-
-    Args:
-        paths: how bytes go.
-        sizes: the length of each axis.
-        weights: the bytes of each axis.
-    """
-
-    def __init__(self, paths: Paths, sizes: Sequence[int], weights: Sequence[float]) -> None:
-        self._paths = paths
-        # Of each axis the pairs of places, the bytes from each to each other, and how many steps they take.
-        self._axes: list[tuple[list[tuple[int, int]], float, int]] = []
-        for axis, (length, weight) in enumerate(zip(sizes, weights, strict=True)):
-            if length == 1 or not weight:
-                self._axes.append(([], 0.0, 0))
-                continue
-            # Each rank passes 2 (n - 1) / n of the bytes on, half of them each way round.
-            share = 2 * (length - 1) / length * weight / 2
-            self._axes.append((list(_neighbours(sizes, axis)), share, 2 * (length - 1)))
-
-    def of(self, order: Sequence[int]) -> float:
-        """Return the seconds of all axes."""
-        return sum(self.by_axis(order))
-
-    def by_axis(self, order: Sequence[int]) -> list[float]:
-        """Return the seconds of each axis."""
-        found = []
-        for pairs, share, steps in self._axes:
-            load: dict[int, float] = {}
-            farthest = 0.0
-            for one, other in pairs:
-                for source, target in ((order[one], order[other]), (order[other], order[one])):
-                    latency, parts = self._paths.between(source, target)
-                    farthest = max(farthest, latency)
-                    for link, part in parts:
-                        load[link] = load.get(link, 0.0) + part
-            busiest = max((load[link] * self._paths.seconds_per_byte[link] for link in load), default=0.0)
-            found.append(busiest * share + steps * farthest)
-        return found
-
-    def bound(self) -> float:
-        """Return seconds that no order goes below.
-
-        All that a device says leaves it by its links. And either two neighbours of a ring have a link of their own,
-        which carries all that one says to the other; or all that is said crosses two links, and on the average those
-        carry their share of it.
-        """
-        paths = self._paths
-        found = 0.0
-        for pairs, share, steps in self._axes:
-            if not pairs:
-                continue
-            out = 2 * share / paths.least_leaving
-            # The two of a ring of two are neighbours both ways round.
-            alone = share * (2 if steps == 2 else 1) / paths.fastest_direct if paths.fastest_direct else math.inf
-            spread = len(pairs) * 2 * 2 * share / paths.capacity
-            found += max(out, min(alone, spread)) + steps * paths.least_latency
-        return found
+def _cost(topology: Topology, axes: Mapping[str, int], traffic: Mapping[str, Number] | None) -> Cost:
+    count = len(topology.devices)
+    rings = axes_of(_sizes(axes, count), _weights(axes, traffic))
+    return Cost(Paths(topology), count, rings)
 
 
-def _neighbours(sizes: Sequence[int], axis: int) -> Iterator[tuple[int, int]]:
-    """Yield the places of a mesh that are next to each other in the rings along an axis."""
-    length, stride = sizes[axis], math.prod(sizes[axis + 1 :])
-    for place in range(math.prod(sizes)):
-        at = place // stride % length
-        yield place, place + stride * ((at + 1) % length - at)
-
-
-def _structured(topology: Topology, sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Yield orders in which each axis of the mesh has whole factors of the topology's own axes.
-
-    Both multiply to the number of devices, so that their prime factors are the same, and any mesh can be laid.
-    """
-    count = math.prod(sizes)
-    yield tuple(range(count))
-    radices, of_axes, ranks = digits(topology)
-    seen = set()
-    everything = tuple(range(len(radices)))
-    for in_order in (True, False):
-        for given in _assignments(radices, everything, sizes, in_order):
-            order = _order(radices, of_axes, ranks, given)
-            if order not in seen:
-                seen.add(order)
-                yield order
-
-
-def _assignments(
-    radices: Sequence[int], free: tuple[int, ...], sizes: Sequence[int], in_order: bool
-) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """Yield for each axis of the mesh the digits of the topology that it has."""
-    if not sizes:
-        yield ()
-        return
-    *others, last = sizes
-    for chosen in _chosen(radices, free, last, in_order):
-        left = tuple(place for place in free if place not in chosen)
-        for rest in _assignments(radices, left, others, in_order):
-            yield (*rest, chosen)
-
-
-def _chosen(radices: Sequence[int], free: tuple[int, ...], length: int, in_order: bool) -> Iterator[tuple[int, ...]]:
-    """Yield the free digits whose radices multiply to `length`, the last first; ascending, or in every order."""
-    if length == 1:
-        yield ()
-        return
-    for place in reversed(free):
-        if length % radices[place] == 0:
-            left = tuple(each for each in free if (each < place if in_order else each != place))
-            for rest in _chosen(radices, left, length // radices[place], in_order):
-                yield (*rest, place)
-
-
-def _order(
-    radices: Sequence[int], of_axes: Sequence[int], ranks: Sequence[int], given: Sequence[Sequence[int]]
-) -> tuple[int, ...]:
-    """Return the order in which each axis of the mesh runs to and fro through what it has of the topology's axes."""
-    walks = [_walk(radices, of_axes, places) for places in given]
-    return tuple(ranks[sum(steps)] for steps in itertools.product(*walks))
-
-
-def _walk(radices: Sequence[int], of_axes: Sequence[int], places: Sequence[int]) -> list[int]:
-    """Return what the steps of one axis add to a place; digits that follow each other on an axis count as one."""
-    strides = [math.prod(radices[place + 1 :]) for place in range(len(radices))]
-    runs: list[tuple[int, int]] = []
-    before = None
-    for place in places:
-        if before is not None and place == before + 1 and of_axes[place] == of_axes[before]:
-            runs[-1] = runs[-1][0] * radices[place], strides[place]
-        else:
-            runs.append((radices[place], strides[place]))
-        before = place
-    steps = _to_and_fro([length for length, _ in runs])
-    return [sum(at * stride for at, (_, stride) in zip(step, runs, strict=True)) for step in steps]
-
-
-def _to_and_fro(radices: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return all values of some digits, so that from each to the next one digit changes, by one.
-
-    >>> _to_and_fro([2, 3])
-    [(0, 0), (0, 1), (0, 2), (1, 2), (1, 1), (1, 0)]
-    """
-    found: list[tuple[int, ...]] = [()]
-    for radix in reversed(radices):
-        found = [(digit, *rest) for digit in range(radix) for rest in (found if digit % 2 == 0 else reversed(found))]
-    return found
-
-
-def _exchanged(order: Sequence[int], cost: _Cost) -> tuple[int, ...]:
-    """Return the order after exchanges of two devices, as long as one of them makes it faster."""
+def _exchanged(order: Sequence[int], cost: Cost) -> tuple[int, ...]:
+    """Return the order after exchanges of two devices, each of which makes it faster; each two are tried once."""
     now, least = list(order), cost.of(order)
-    for _ in range(2):
-        before = least
-        for one, other in itertools.combinations(range(len(now)), 2):
+    for one, other in itertools.combinations(range(len(now)), 2):
+        now[one], now[other] = now[other], now[one]
+        found = cost.of(now)
+        if found < least / _EQUAL:
+            least = found
+        else:
             now[one], now[other] = now[other], now[one]
-            found = cost.of(now)
-            if found < least * (1 - 1e-9):
-                least = found
-            else:
-                now[one], now[other] = now[other], now[one]
-        if least >= before * (1 - 1e-9):
-            break
     return tuple(now)
 
 

@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import final
 
 from devices.topology.graph import Topology
+from devices.topology.shapes import torus_shape
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How bytes go from one device to another.
+
+    Args:
+        hops: how many links there are on the way.
+        latency: seconds.
+        parts: the links on the way, each with the share of the bytes that it carries.
+        alone: seconds per byte of a message that meets no other. It is not cut, and each device on the way passes it on
+            when it has all of it; switches pass it on as it comes.
+    """
+
+    hops: int
+    latency: float
+    parts: tuple[tuple[int, float], ...]
+    alone: float
 
 
 class Paths:
     """The shortest paths of a topology, looked for when they are first asked for.
+
+    They have the fewest links; of several those are taken on which a byte spends least time, and on a torus or a grid
+    those that go along its first axis first.
 
     Args:
         topology: connected, its bandwidths known.
@@ -18,6 +44,8 @@ class Paths:
     def __init__(self, topology: Topology) -> None:
         topology.require_connected()
         topology.require_bandwidths()
+        shape = torus_shape(topology) or (len(topology.nodes),)
+        self._strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         places = {node.name: place for place, node in enumerate(topology.nodes)}
         self._ends = [places[node.name] for node in topology.devices]
         self._is_device = [node.is_device for node in topology.nodes]
@@ -40,60 +68,89 @@ class Paths:
             latencies.append(float(link.latency or 0))
         self.seconds_per_byte = [1 / bandwidth for bandwidth in bandwidths]
         self._latencies = latencies
-        self.capacity = sum(bandwidths)
-        """Bytes per second of all links together."""
+        exact = [Fraction(bandwidth) for bandwidth in bandwidths]
+        whole = math.lcm(*(rate.numerator for rate in exact))
+        # Seconds per byte in a unit that makes all of them whole, so that sums that are equal are found to be.
+        self._slowness = [int(whole / rate) for rate in exact]
         self.least_latency = min(latencies, default=0.0)
         self.least_leaving = min(
             (sum(bandwidths[link] for link, _ in self._leaving[end]) for end in self._ends), default=math.inf
         )
         """The bytes per second that leave the device that has the least."""
-        direct = [bandwidths[link] for ends, link in merged.items() if all(self._is_device[end] for end in ends)]
-        self.fastest_direct = max(direct, default=0.0)
-        """The bandwidth of the fastest link that joins two devices; 0 where there is none."""
-        self._distances: dict[int, list[int]] = {}
-        self._found: dict[tuple[int, int], tuple[float, tuple[tuple[int, float], ...]]] = {}
+        self.least_port = min(
+            (max((bandwidths[link] for link, _ in self._leaving[end]), default=0.0) for end in self._ends), default=0.0
+        )
+        """The bandwidth of the fastest link of the device whose fastest is the slowest."""
+        self._distances: dict[int, tuple[list[int], list[int]]] = {}
+        self._found: dict[tuple[int, int], Way] = {}
 
-    def between(self, source: int, target: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-        """Return the latency from one device to another, and the links on the way with the share that each carries."""
+    @property
+    def links(self) -> int:
+        """How many links there are, those side by side counted as one."""
+        return len(self.seconds_per_byte)
+
+    def between(self, source: int, target: int) -> Way:
+        """Return how bytes go from one device to another."""
         key = source, target
         if key not in self._found:
             self._found[key] = self._look(self._ends[source], self._ends[target])
         return self._found[key]
 
-    def hops(self, source: int, target: int) -> int:
-        """Return how many links a shortest path has."""
-        return self._to(self._ends[target])[self._ends[source]]
-
-    def _look(self, source: int, target: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-        distance = self._to(target)
+    def _look(self, source: int, target: int) -> Way:
+        hops, slowness = self._to(target)
         shares = {source: 1.0}
+        # Of a message, at each node: what it has taken to the last device, and on the first link from there.
+        taken = {source: (0.0, 0.0)}
         found: dict[int, float] = {}
         latency = 0.0
-        for _ in range(distance[source]):
+        for _ in range(hops[source]):
             following: dict[int, float] = {}
+            reached: dict[int, tuple[float, float]] = {}
             slowest = 0.0
             for node, share in shares.items():
-                nearer = [(link, end) for link, end in self._leaving[node] if distance[end] == distance[node] - 1]
+                nearer = [
+                    (link, end)
+                    for link, end in self._leaving[node]
+                    if hops[end] == hops[node] - 1 and slowness[end] + self._slowness[link] == slowness[node]
+                ]
+                first = min(self._axis(node, end) for _, end in nearer)
+                nearer = [(link, end) for link, end in nearer if self._axis(node, end) == first]
+                before, since = taken[node]
                 for link, end in nearer:
                     part = share / len(nearer)
                     found[link] = found.get(link, 0.0) + part
                     following[end] = following.get(end, 0.0) + part
                     slowest = max(slowest, self._latencies[link])
-            shares = following
+                    seconds = self.seconds_per_byte[link]
+                    there = (before + max(since, seconds), 0.0) if self._is_device[end] else (before, since or seconds)
+                    reached[end] = min(reached.get(end, there), there, key=sum)
+            shares, taken = following, reached
             latency += slowest
-        return latency, tuple(found.items())
+        return Way(hops[source], latency, tuple(found.items()), taken[target][0])
 
-    def _to(self, target: int) -> list[int]:
-        """Return how many links away from a node each other is."""
+    def _axis(self, one: int, other: int) -> int:
+        """Return the axis of a torus along which two neighbours lie; 0 on what is none."""
+        for axis, stride in enumerate(self._strides):
+            if abs(one - other) >= stride:
+                return axis
+        return 0
+
+    def _to(self, target: int) -> tuple[list[int], list[int]]:
+        """Return how many links away from a node each other is, and how long a byte is on the fastest such way."""
         if target not in self._distances:
-            distance = [-1] * len(self._is_device)
-            distance[target] = 0
+            hops = [-1] * len(self._leaving)
+            slowness = [0] * len(self._leaving)
+            hops[target] = 0
             queue = deque([target])
             while queue:
                 node = queue.popleft()
-                for _, before in self._entering[node]:
-                    if distance[before] < 0:
-                        distance[before] = distance[node] + 1
+                for link, before in self._entering[node]:
+                    through = slowness[node] + self._slowness[link]
+                    if hops[before] < 0:
+                        hops[before] = hops[node] + 1
+                        slowness[before] = through
                         queue.append(before)
-            self._distances[target] = distance
+                    elif hops[before] == hops[node] + 1:
+                        slowness[before] = min(slowness[before], through)
+            self._distances[target] = hops, slowness
         return self._distances[target]
