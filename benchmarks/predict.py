@@ -24,7 +24,7 @@ BETWEEN = (2_000, 40_000, 100_000, 600_000, 3_000_000, 10_000_000, 40_000_000)
 """Sizes that the calibration does not measure."""
 
 
-def measured(world: object, seconds: float) -> Curves:
+def measured(world: object, seconds: float) -> tuple[Curves, float | None]:
     """Return what calls took the slowest rank, at sizes between those of a calibration."""
     torch.set_num_threads(1)
     return measure(world, seconds, BETWEEN)  # type: ignore[arg-type]
@@ -32,7 +32,7 @@ def measured(world: object, seconds: float) -> Curves:
 
 def here(ranks: int, seconds: float) -> None:
     calibration = calibrate(ranks, seconds)
-    curves = run_processes(measured, ranks, seconds, timeout=300, backend="cpu")[0]
+    curves, others = run_processes(measured, ranks, seconds, timeout=300, backend="cpu")[0]
     print(
         f"\n{ranks} ranks on this host: calibrated for {seconds:g} s, then measured at other sizes by other processes\n"
     )
@@ -40,13 +40,14 @@ def here(ranks: int, seconds: float) -> None:
     errors, inside = [], 0
     for verb, curve in curves.items():
         for size, times in curve:
-            took = statistics.median(times)
+            took = statistics.median(each for turn in times for each in turn)
             found = predict(verb, size, calibration, ranks).seconds
             errors.append(abs(found.expected / took - 1))
             inside += found.low <= took <= found.high
             shown = f"{found.expected * 1e6:.4g} ({found.low * 1e6:.4g} to {found.high * 1e6:.4g})"
             print(f"| {verb} | {size} | {took * 1e6:.4g} | {shown} | {found.expected / took - 1:+.1%} |")
     print(f"\nmedian error {statistics.median(errors):.1%}, bar 10 %; {inside} of {len(errors)} in their intervals")
+    print(f"other work had {calibration.others or 0:.1%} of the CPUs meanwhile, then {others or 0:.1%}")
 
 
 def published() -> None:

@@ -39,36 +39,67 @@ Above 64 KiB schedules are others, in two steps, so that there is a size on eith
 TURNS = 5
 """So often is each size measured, the others in between, so that a disturbance does not meet all calls of one size."""
 
+QUIET = 0.1
+"""Turns in which other work took so much more of the CPUs than in the quietest are thrown away."""
+
 VERBS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "permute")
 """The verbs that are measured."""
 
-Curves = dict[str, list[tuple[int, list[float]]]]
+Curves = dict[str, list[tuple[int, list[list[float]]]]]
+"""For each verb and size, the seconds of each call in each turn."""
+
+_STAT = Path("/proc/stat")
 
 
-def measure(world: World, seconds: float = 10.0, sizes: Sequence[int] = SIZES) -> Curves:
-    """Return, for each verb and size, how long single calls in an open world took the slowest rank.
+def measure(world: World, seconds: float = 10.0, sizes: Sequence[int] = SIZES) -> tuple[Curves, float | None]:
+    """Return how long single calls in an open world took the slowest rank, in the turns that were quietest.
 
     Every rank calls it. Each verb is called at each size for the same share of the time, in `TURNS` turns.
+
+    Returns:
+        The seconds, and what share of the host's CPUs other work had meanwhile; None where the system does not say.
     """
     share = seconds / (len(VERBS) * len(sizes) * TURNS)
-    found: Curves = {verb: [] for verb in VERBS}
     most = max(sizes) // 4 + world.size
     buffers = torch.zeros(most), torch.zeros(most)
     calls = {(verb, size): _call(verb, size, world, *buffers) for verb in VERBS for size in sizes}
-    times: dict[tuple[str, int], list[float]] = {each: [] for each in calls}
     numbers = {each: _number(call, share, world) for each, call in calls.items()}
+    turns: list[dict[tuple[str, int], list[float]]] = []
+    clocks = [_clocks()]
     gc.collect()
     gc.disable()
     try:
         for _ in range(TURNS):
-            for each, call in calls.items():
-                times[each] += _times(call, numbers[each], warm_up=1)
+            turns.append({each: _times(call, numbers[each], warm_up=1) for each, call in calls.items()})
+            clocks.append(_clocks())
     finally:
         gc.enable()
-    for (verb, size), mine in times.items():
-        slowest = _collectives.all_reduce(torch.tensor(mine, dtype=torch.float64), op="max")
-        found[verb].append((size, slowest.tolist()))
-    return found
+    others = _others(clocks) if _STAT.exists() else [0.0] * TURNS
+    kept = [turn for turn, busy in zip(turns, others, strict=True) if busy <= min(others) + QUIET]
+    found: Curves = {verb: [] for verb in VERBS}
+    for verb, size in calls:
+        mine = torch.tensor([turn[verb, size] for turn in kept], dtype=torch.float64)
+        found[verb].append((size, _collectives.all_reduce(mine, op="max").tolist()))
+    quiet = [busy for busy in others if busy <= min(others) + QUIET]
+    return found, statistics.fmean(quiet) if _STAT.exists() else None
+
+
+def _clocks() -> tuple[float, float, float]:
+    """Return the time, the seconds that this process has computed, and those that the host's CPUs were taken."""
+    taken = 0.0
+    if _STAT.exists():
+        # user nice system idle iowait irq softirq steal, in ticks; guests are in user.
+        ticks = [int(each) for each in _STAT.read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]]
+        taken = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter(), time.process_time(), taken
+
+
+def _others(clocks: Sequence[tuple[float, float, float]]) -> list[float]:
+    """Return for each turn the share of the CPUs that neither was idle nor had a rank, the same on all ranks."""
+    spans = torch.tensor(clocks, dtype=torch.float64).diff(dim=0)
+    ours = _collectives.all_reduce(spans[:, 1].contiguous())
+    busy = (spans[:, 2] - ours) / (spans[:, 0] * (os.cpu_count() or 1))
+    return [float(each) for each in _collectives.all_reduce(busy.clamp(0, 1), op="max")]
 
 
 def _call(verb: str, size: int, world: World, one: torch.Tensor, other: torch.Tensor) -> Callable[[], object]:
@@ -108,9 +139,9 @@ def _times(call: Callable[[], object], number: int, warm_up: int) -> list[float]
     return times
 
 
-def _of_a_rank(world: World, seconds: float) -> tuple[str, Curves]:
+def _of_a_rank(world: World, seconds: float) -> tuple[str, Curves, float | None]:
     torch.set_num_threads(1)
-    return world.backend, measure(world, seconds)
+    return world.backend, *measure(world, seconds)
 
 
 def calibrate(ranks: int, seconds: float = 10.0) -> Calibration:
@@ -121,12 +152,12 @@ def calibrate(ranks: int, seconds: float = 10.0) -> Calibration:
         raise ArgumentError(f"a group that can be measured has at least 2 ranks, got {ranks}")
     if not 0 < seconds <= 60:
         raise ArgumentError(f"measuring takes more than 0 and at most 60 seconds, got {seconds}")
-    backend, curves = run_processes(_of_a_rank, ranks, seconds, timeout=120 + 10 * seconds, backend="cpu")[0]
+    backend, curves, others = run_processes(_of_a_rank, ranks, seconds, timeout=120 + 10 * seconds, backend="cpu")[0]
     knots: dict[str, list[Knot]] = {
-        verb: [knot_of(size, times, TURNS) for size, times in sizes] for verb, sizes in curves.items()
+        verb: [knot_of(size, turns) for size, turns in sizes] for verb, sizes in curves.items()
     }
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return Calibration(platform.node() or "this host", os.cpu_count() or 1, today, backend, {ranks: knots})
+    return Calibration(platform.node() or "this host", os.cpu_count() or 1, today, backend, {ranks: knots}, others)
 
 
 def keep(calibration: Calibration, into: Path | None) -> Path:
@@ -145,3 +176,8 @@ def show(calibration: Calibration, ranks: int, file: TextIO) -> None:
         first = knots[0]
         rate = calibration.bandwidth(verb, ranks) / 1e9
         print(f"{verb}: {duration(first.seconds)} at {first.bytes} bytes, {rate:.3g} GB/s at the most", file=file)
+    if calibration.is_busy:
+        print(
+            f"{calibration.beside}: what is predicted holds for a host as busy; measure again when it is quiet",
+            file=file,
+        )

@@ -21,6 +21,9 @@ VARIABLE = "DEVICES_CALIBRATION"
 BESIDE = 1.1
 """So many times what was measured lies what is not: at other sizes, and at another time of a host that is as quiet."""
 
+BUSY = 0.05
+"""A host of whose CPUs other work has more than this is not quiet: calls then take up to several times as long."""
+
 # Whose data goes the same way as that of a verb that is measured.
 _LIKE = {"reduce": "all_reduce", "gather": "all_gather", "scatter": "broadcast", "send": "permute"}
 
@@ -47,6 +50,7 @@ class Calibration:
         measured: the date.
         backend: what the groups were opened on.
         groups: for each number of ranks the curve of each verb, the knots in order of their bytes.
+        others: the share of the CPUs that other work had meanwhile; None where that is not known.
     """
 
     host: str
@@ -54,6 +58,7 @@ class Calibration:
     measured: str
     backend: str
     groups: Mapping[int, Mapping[str, Sequence[Knot]]] = field(hash=False)
+    others: float | None = None
 
     def time(self, verb: str, size: float, ranks: int | None = None) -> Estimate:
         """Return how long a verb takes; `devices.topology.predict` says what the arguments mean.
@@ -74,17 +79,31 @@ class Calibration:
         if measured not in curves:
             raise TopologyError(f"{verb} was not measured on {self.host}, {', '.join(curves)} were; calibrate again")
         knots = curves[measured]
-        doubts = () if measured == verb else (f"{verb} was not measured; {measured} was, whose data goes the same way",)
+        doubts: tuple[str, ...] = (
+            () if measured == verb else (f"{verb} was not measured; {measured} was, whose data goes the same way",)
+        )
         low, expected, high = (_between(knots, size, what) for what in ("low", "seconds", "high"))
         wider = 2.0 if doubts else BESIDE
         found = Interval(low / wider, expected, high * wider)
         latency = min(knots[0].seconds, found.expected)
+        if self.is_busy:
+            doubts += (self.beside,)
         return Estimate(found, "shared memory", latency, found.expected - latency, self.basis, doubts=doubts)
 
     @property
     def basis(self) -> str:
         """What the answers rest on."""
         return f"measured on {self.host}, {self.cpus} CPUs, {self.measured}, backend {self.backend}"
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether other work had so much of the CPUs that on a quiet host calls take another time."""
+        return self.others is not None and self.others > BUSY
+
+    @property
+    def beside(self) -> str:
+        """How much other work there was."""
+        return f"other work had {self.others or 0:.0%} of the CPUs of {self.host} when it was measured"
 
     def bandwidth(self, verb: str, ranks: int) -> float:
         """Return the bytes per second of a verb at the largest size that was measured."""
@@ -95,7 +114,9 @@ class Calibration:
         """Return this, with the groups of an older one of the same host that it has not itself."""
         if (older.host, older.cpus, older.backend) != (self.host, self.cpus, self.backend):
             return self
-        return Calibration(self.host, self.cpus, self.measured, self.backend, {**older.groups, **self.groups})
+        groups = {**older.groups, **self.groups}
+        known = [each for each in (self.others, older.others if older.groups.keys() - self.groups else None) if each]
+        return Calibration(self.host, self.cpus, self.measured, self.backend, groups, max(known, default=self.others))
 
     def as_data(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -105,6 +126,7 @@ class Calibration:
             "cpus": self.cpus,
             "measured": self.measured,
             "backend": self.backend,
+            "others": self.others,
             "groups": {
                 str(ranks): {
                     verb: [[knot.bytes, knot.low, knot.seconds, knot.high] for knot in knots]
@@ -178,7 +200,10 @@ def _from_data(found: Any) -> Calibration:
                 raise ValueError(f"the sizes {sizes} do not ascend")
     if not groups:
         raise ValueError("no group was measured")
-    return Calibration(str(found["host"]), int(found["cpus"]), str(found["measured"]), str(found["backend"]), groups)
+    others = None if found.get("others") is None else float(found["others"])
+    return Calibration(
+        str(found["host"]), int(found["cpus"]), str(found["measured"]), str(found["backend"]), groups, others
+    )
 
 
 def _knot(size: int, low: float, seconds: float, high: float) -> Knot:
@@ -187,15 +212,14 @@ def _knot(size: int, low: float, seconds: float, high: float) -> Knot:
     return Knot(int(size), float(low), float(seconds), float(high))
 
 
-def knot_of(size: int, times: Sequence[float], turns: int = 1) -> Knot:
-    """Return what the seconds of several calls say, made in so many turns, one after the other.
+def knot_of(size: int, turns: Sequence[Sequence[float]]) -> Knot:
+    """Return what the seconds of the calls of several turns say.
 
     In some turn the tenth part of the calls took less than `low`, and in some turn more than `high`.
     """
-    if not times:
-        raise ArgumentError("a knot needs at least one call")
-    each = max(1, len(times) // turns)
-    parts = [sorted(times[start : start + each]) for start in range(0, len(times) - each + 1, each)]
-    ends = [[part[round(share * (len(part) - 1))] for part in parts] for share in (0.1, 0.9)]
-    middle = sorted(times)[round(0.5 * (len(times) - 1))]
+    if not turns or not all(turns):
+        raise ArgumentError("a knot needs at least one call in each turn")
+    ends = [[sorted(turn)[round(share * (len(turn) - 1))] for turn in turns] for share in (0.1, 0.9)]
+    every = sorted(seconds for turn in turns for seconds in turn)
+    middle = every[round(0.5 * (len(every) - 1))]
     return Knot(size, min(middle, *ends[0]), middle, max(middle, *ends[1]))

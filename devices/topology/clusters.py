@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final, overload
 
 from devices.catalogue import Target
@@ -38,7 +38,7 @@ class Cluster:
     member: Topology
     times: int
     network: Link
-    target: Target
+    target: Target = field(hash=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.times, int) or isinstance(self.times, bool) or self.times < 1:

@@ -115,19 +115,35 @@ def test_a_world_that_is_open_is_measured_on_all_ranks_alike() -> None:
     sizes = (256, 4096)
     found = devices.testing.run(lambda world: measure(world, 0.05, sizes), ranks=2)
     assert found[0] == found[1]
-    assert list(found[0]) == list(VERBS)
-    for curve in found[0].values():
+    curves, others = found[0]
+    assert others is None or 0 <= others <= 1
+    assert list(curves) == list(VERBS)
+    for curve in curves.values():
         assert [size for size, _ in curve] == list(sizes)
-        assert all(times and min(times) > 0 for _, times in curve)
+        assert all(turns and all(turn and min(turn) > 0 for turn in turns) for _, turns in curve)
 
 
 def test_an_interval_is_from_the_fastest_turn_to_the_slowest() -> None:
     quiet, busy = [1.0, 1.1, 1.2, 1.3, 1.4], [2.0, 2.1, 2.2, 2.3, 9.0]
-    assert knot_of(8, quiet + busy, turns=2) == Knot(8, 1.0, 1.4, 9.0)
-    assert knot_of(8, [2.0, 1.0]) == Knot(8, 1.0, 1.0, 2.0)
-    assert knot_of(8, [1.0], turns=5) == Knot(8, 1.0, 1.0, 1.0)
-    with pytest.raises(ArgumentError, match="at least one call"):
-        knot_of(8, [])
+    assert knot_of(8, [quiet, busy]) == Knot(8, 1.0, 1.4, 9.0)
+    assert knot_of(8, [[2.0, 1.0]]) == Knot(8, 1.0, 1.0, 2.0)
+    for none in ([], [[1.0], []]):
+        with pytest.raises(ArgumentError, match="at least one call in each turn"):
+            knot_of(8, none)
+
+
+@pytest.mark.usefixtures("calibrated")
+def test_what_was_measured_beside_other_work_says_so(calibrated: Path) -> None:
+    quiet = predict("all_reduce", 1000, "cpu")
+    assert quiet.doubts == ()
+    calibrated.write_text(json.dumps({**DATA, "others": 0.4}))
+    assert predict("all_reduce", 1000, "cpu").doubts == ("other work had 40% of the CPUs of here when it was measured",)
+    busy = read_calibration(calibrated)
+    groups = {3: busy.groups[2]}
+    other = type(busy)("here", 2, "2026-12-01", "cpu", groups, 0.01)
+    assert other.joined(busy).others == 0.4
+    # What is measured again is as quiet as it was this time.
+    assert type(busy)("here", 2, "2026-12-01", "cpu", busy.groups, 0.01).joined(busy).others == 0.01
 
 
 def test_a_group_that_cannot_be_measured_is_refused() -> None:
