@@ -10,7 +10,15 @@ import ranks
 import verb_cases
 
 over_groups = pytest.mark.parametrize(
-    ("transport", "size"), [("devices", 1), ("devices", 2), ("devices", 3), ("devices", 4), ("gloo", 1), ("gloo", 3)]
+    ("transport", "size"),
+    [
+        ("devices", 1),
+        ("devices", 2),
+        pytest.param("devices", 3, marks=pytest.mark.slow),
+        pytest.param("devices", 4, marks=pytest.mark.slow),
+        ("gloo", 1),
+        pytest.param("gloo", 3, marks=pytest.mark.slow),
+    ],
 )
 
 

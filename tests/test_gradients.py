@@ -33,7 +33,14 @@ def test_torch_finds_the_plain_functions_gradients_right(case: gradient_cases.Ca
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize(
-    ("transport", "size"), [("devices", 1), ("devices", 2), ("devices", 3), ("devices", 4), ("gloo", 2)]
+    ("transport", "size"),
+    [
+        ("devices", 1),
+        ("devices", 2),
+        pytest.param("devices", 3, marks=pytest.mark.slow),
+        pytest.param("devices", 4, marks=pytest.mark.slow),
+        ("gloo", 2),
+    ],
 )
 def test_each_ranks_gradients_are_those_of_the_sum_of_all_losses(
     case: gradient_cases.Case, transport: str, size: int

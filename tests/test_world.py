@@ -197,6 +197,7 @@ def test_a_second_world_of_the_same_ranks_does_not_read_the_firsts_keys() -> Non
     assert ranks.run(2, _opens_twice) == [[1.0, 3.0]] * 2
 
 
+@pytest.mark.slow
 def test_a_program_that_leaves_its_world_open_ends_cleanly() -> None:
     program = "import devices, torch; w = devices.init(); print(devices.all_reduce(torch.ones(1)).item())"
     done = subprocess.run(

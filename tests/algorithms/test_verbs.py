@@ -22,7 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimen
 on_many_groups = pytest.mark.parametrize(
     ("kind", "size"),
     [
-        *itertools.product((Point,), (1, 2, 3, 4, 5, 8)),
+        *itertools.product((Point,), (1, 2, 3, 4, 5)),
+        pytest.param(Point, 8, marks=pytest.mark.slow),
         *itertools.product((Gather,), (2, 3, 5)),
         *itertools.product((Whole,), (2, 3, 4)),
         *itertools.product((GatherPlus,), (2, 3)),

@@ -74,12 +74,59 @@ def conformance(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]
     return site.run("-m", "devices", "conformance", *arguments)
 
 
-def test_a_backend_that_is_right_is_proved(site: Site) -> None:
-    done = conformance(site, "cpu", "--ranks", "threads", "--only", "probe.*")
+EACH = """
+import contextlib, io, json, sys
+from devices.__main__ import main
+
+told = {}
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(["conformance", *arguments])
+    told[" ".join(arguments)] = [status, out.getvalue(), err.getvalue()]
+print(json.dumps(told))
+"""
+"""One interpreter for many commands: most of what one takes is the import of torch."""
+
+RIGHT = "cpu --ranks threads --only probe.*"
+ONLY_SKIPPED = "cpu --ranks threads --only order.streams"
+ON_THREADS = "toy --ranks threads"
+NOT_THERE = {"cpuu": "did you mean 'cpu'?", "cpu --only verbs.all_redcue": "did you mean 'verbs.all_reduce'?"}
+NOT_TO_BE_LOOKED_AT = {
+    "mute": (
+        ("def probe(self):", "def probe(self):\n        raise OSError('no toys')\n"),
+        "its probe raised OSError: no toys",
+    ),
+    "blind": (
+        ("def capabilities(self, device):", "def capabilities(self, device):\n        raise OSError('no toys')\n"),
+        "listing its devices and capabilities raised OSError: no toys",
+    ),
+    "absent": (
+        ('Probe(True, "it is a toy")', 'Probe(False, "the box is shut")'),
+        "not available here: the box is shut",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    """What each of some commands ended with and printed to its two streams."""
+    site, toy = Site(tmp_path_factory.mktemp("site")), PREAMBLE + GOOD_HOOK
+    site.add("toy", toy)
+    for name, (change, _) in NOT_TO_BE_LOOKED_AT.items():
+        site.add(name, toy.replace('name = "toy"', f'name = "{name}"').replace(*change))
+    commands = [RIGHT, ONLY_SKIPPED, ON_THREADS, *NOT_THERE, *NOT_TO_BE_LOOKED_AT]
+    done = site.run("-c", EACH, json.dumps([command.split() for command in commands]))
     assert done.returncode == 0, done.stderr
-    assert re.search(r"probe\.quick +1\n", done.stdout)
-    assert "they stand for the backend's own" in " ".join(done.stdout.split())
-    assert "proved: 4 checks, 4 things proved" in done.stdout
+    return {command: tuple(said) for command, said in json.loads(done.stdout).items()}
+
+
+def test_a_backend_that_is_right_is_proved(told: dict[str, tuple[int, str, str]]) -> None:
+    status, out, err = told[RIGHT]
+    assert status == 0, err
+    assert re.search(r"probe\.quick +1\n", out)
+    assert "they stand for the backend's own" in " ".join(out.split())
+    assert "proved: 4 checks, 4 things proved" in out
 
 
 def test_the_same_as_a_module_of_testing(site: Site) -> None:
@@ -121,55 +168,36 @@ def test_a_table_shows_what_is_wrong(site: Site) -> None:
     assert "FAILED  verbs.broadcast" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (
-            ("def probe(self):", "def probe(self):\n        raise OSError('no toys')\n"),
-            "its probe raised OSError: no toys",
-        ),
-        (
-            ("def capabilities(self, device):", "def capabilities(self, device):\n        raise OSError('no toys')\n"),
-            "listing its devices and capabilities raised OSError: no toys",
-        ),
-        (('Probe(True, "it is a toy")', 'Probe(False, "the box is shut")'), "not available here: the box is shut"),
-    ],
-    ids=["probe", "capabilities", "absent"],
-)
+@pytest.mark.parametrize("name", NOT_TO_BE_LOOKED_AT)
 def test_a_backend_that_cannot_be_looked_at_is_named_with_its_cause(
-    site: Site, change: tuple[str, str], said: str
+    name: str, told: dict[str, tuple[int, str, str]]
 ) -> None:
-    site.add("toy", (PREAMBLE + GOOD_HOOK).replace(*change))
-    done = conformance(site, "toy")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "backend 'toy'" in done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    status, out, err = told[name]
+    assert status == 2
+    assert out == ""
+    assert f"backend {name!r}" in err
+    assert NOT_TO_BE_LOOKED_AT[name][1] in err
+    assert "Traceback" not in err
 
 
-def test_what_there_is_not_is_said_with_what_was_meant(site: Site) -> None:
-    for arguments, said in (
-        (("cpuu",), "did you mean 'cpu'?"),
-        (("cpu", "--only", "verbs.all_redcue"), "did you mean 'verbs.all_reduce'?"),
-    ):
-        done = conformance(site, *arguments)
-        assert done.returncode == 2
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
+@pytest.mark.parametrize("command", NOT_THERE)
+def test_what_there_is_not_is_said_with_what_was_meant(command: str, told: dict[str, tuple[int, str, str]]) -> None:
+    status, _, err = told[command]
+    assert status == 2
+    assert NOT_THERE[command] in err
+    assert "Traceback" not in err
 
 
-def test_what_was_only_skipped_is_not_called_proved(site: Site) -> None:
-    done = conformance(site, "cpu", "--ranks", "threads", "--only", "order.streams")
-    assert done.returncode == 2, done.stderr
-    assert "nothing was looked at" in done.stdout
+def test_what_was_only_skipped_is_not_called_proved(told: dict[str, tuple[int, str, str]]) -> None:
+    status, out, err = told[ONLY_SKIPPED]
+    assert status == 2, err
+    assert "nothing was looked at" in out
 
 
-def test_threads_are_refused_where_the_backend_does_not_say_that_it_can(site: Site) -> None:
-    site.add("toy", PREAMBLE + GOOD_HOOK)
-    done = conformance(site, "toy", "--ranks", "threads")
-    assert done.returncode == 2
-    assert "Backend.thread_ranks" in done.stderr
+def test_threads_are_refused_where_the_backend_does_not_say_that_it_can(told: dict[str, tuple[int, str, str]]) -> None:
+    status, _, err = told[ON_THREADS]
+    assert status == 2
+    assert "Backend.thread_ranks" in err
 
 
 def test_the_kit_imports_nothing_of_pytest(site: Site) -> None:

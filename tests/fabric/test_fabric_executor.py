@@ -33,7 +33,6 @@ from devices.fabric import executor
 
 HOWS: list[dict[str, Any]] = [{}, {"seed": 1}, {"seed": 2}, {"parallel": True}]
 ALL_SIZES, FEW_SIZES = range(1, 10), (2, 3, 5, 8)
-SIZES_AND_HOWS = [(size, how) for how in HOWS for size in (FEW_SIZES if how else ALL_SIZES)]
 """Every size in one order of the ranks, and a few, those of a power of two among them, in the others."""
 
 
@@ -41,6 +40,18 @@ def label(value: object) -> str | None:
     if callable(value):
         return f"{value.__module__.rpartition('.')[2]}.{value.__name__}"
     return str(value) if isinstance(value, dict) else None
+
+
+def marks(how: dict[str, Any]) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if how == {"seed": 2} else []
+
+
+over_hows = pytest.mark.parametrize("how", [pytest.param(how, marks=marks(how)) for how in HOWS], ids=label)
+over_sizes_and_hows = pytest.mark.parametrize(
+    ("size", "how"),
+    [pytest.param(size, how, marks=marks(how)) for how in HOWS for size in (FEW_SIZES if how else ALL_SIZES)],
+    ids=label,
+)
 
 
 def check(size: int, cases: Sequence[Case], how: dict[str, Any]) -> None:
@@ -57,7 +68,7 @@ def check(size: int, cases: Sequence[Case], how: dict[str, Any]) -> None:
                 assert same(found[rank][number], expected), f"rank {rank} of {size}: {case}"
 
 
-@pytest.mark.parametrize("how", HOWS, ids=label)
+@over_hows
 @pytest.mark.parametrize("make", [*REGULAR, *ROOTED], ids=label)
 def test_a_generated_schedule_computes_its_verb(make: Callable[..., Schedule], how: dict[str, Any]) -> None:
     for size in FEW_SIZES if how else ALL_SIZES:
@@ -69,7 +80,7 @@ def test_a_generated_schedule_computes_its_verb(make: Callable[..., Schedule], h
         check(size, cases, how)
 
 
-@pytest.mark.parametrize("how", HOWS, ids=label)
+@over_hows
 @pytest.mark.parametrize("make", [*REDUCING, trees.reduce], ids=label)
 def test_every_op_on_every_dtype_that_a_rank_reduces(make: Callable[..., Schedule], how: dict[str, Any]) -> None:
     for size in (5,) if how else (2, 5, 8):
@@ -77,7 +88,7 @@ def test_every_op_on_every_dtype_that_a_rank_reduces(make: Callable[..., Schedul
         check(size, [(schedule, "uneven", op, dtype) for op, dtype in REDUCTIONS], how)
 
 
-@pytest.mark.parametrize(("size", "how"), SIZES_AND_HOWS, ids=label)
+@over_sizes_and_hows
 def test_a_permute_carries_each_pair(size: int, how: dict[str, Any]) -> None:
     ring_of_all = tuple((rank, (rank + 1) % size) for rank in range(size))
     for pairs in (ring_of_all, ring_of_all[::2], ((0, size - 1),), ((0, 0),), ()):
@@ -92,7 +103,7 @@ def test_a_permute_carries_each_pair(size: int, how: dict[str, Any]) -> None:
             assert torch.equal(result, given if rank in sources else torch.zeros_like(given))
 
 
-@pytest.mark.parametrize(("size", "how"), SIZES_AND_HOWS, ids=label)
+@over_sizes_and_hows
 def test_nobody_leaves_a_barrier_before_all_have_come(size: int, how: dict[str, Any]) -> None:
     """Its messages have a byte each, for one of no elements is not sent."""
     come: list[int] = []
@@ -111,7 +122,7 @@ def test_nobody_leaves_a_barrier_before_all_have_come(size: int, how: dict[str, 
     come.clear()
 
 
-@pytest.mark.parametrize("how", HOWS, ids=label)
+@over_hows
 @pytest.mark.parametrize("size", [1, 3, 5, 8])
 @pytest.mark.parametrize("make", [ring.all_reduce, recursive.doubling, recursive.halving], ids=label)
 def test_the_executor_and_the_replay_agree_to_the_bit(make: Any, size: int, how: dict[str, Any]) -> None:
@@ -135,7 +146,7 @@ def test_the_executor_and_the_replay_agree_to_the_bit(make: Any, size: int, how:
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("how", HOWS, ids=label)
+@over_hows
 def test_many_schedules_on_their_way_at_once_do_not_mix(how: dict[str, Any]) -> None:
     """Also where ranks wait for them in another order than they were started in."""
 
@@ -156,7 +167,7 @@ def test_many_schedules_on_their_way_at_once_do_not_mix(how: dict[str, Any]) -> 
     assert devices.testing.run(overlaps, ranks=5, **how) == [[[float(total * n)] * 7 for n in range(12)]] * 5
 
 
-@pytest.mark.parametrize("how", HOWS, ids=label)
+@over_hows
 def test_a_chunk_can_be_sent_and_reduced_in_one_step(how: dict[str, Any]) -> None:
     """What is sent is what was there before."""
     chunks = parts("output", 1)
@@ -169,7 +180,7 @@ def test_a_chunk_can_be_sent_and_reduced_in_one_step(how: dict[str, Any]) -> Non
     check(2, kinds, how)
 
 
-@pytest.mark.parametrize("how", HOWS, ids=label)
+@over_hows
 def test_copies_come_before_the_messages_of_their_step(how: dict[str, Any]) -> None:
     chunks = (*parts("output", 1), *parts("scratch", 1), Chunk("input", 0))
 
@@ -188,7 +199,7 @@ def test_copies_come_before_the_messages_of_their_step(how: dict[str, Any]) -> N
     assert devices.testing.run(runs, ranks=2, **how) == [[3.0] * 3] * 2
 
 
-@pytest.mark.parametrize("how", HOWS, ids=label)
+@over_hows
 def test_ranks_that_run_schedules_for_other_sizes_are_told(how: dict[str, Any]) -> None:
     def mixes(world: World) -> None:
         at, tensor = member("sizes"), torch.ones(1 + 3 * world.rank)
@@ -201,7 +212,7 @@ def test_ranks_that_run_schedules_for_other_sizes_are_told(how: dict[str, Any]) 
         devices.testing.run(mixes, ranks=2, **how)
 
 
-@pytest.mark.parametrize("how", HOWS, ids=label)
+@over_hows
 def test_a_schedule_that_deadlocks_is_a_deadlock(how: dict[str, Any]) -> None:
     chunks = (*parts("output", 1), *parts("scratch", 1))
     schedule = Schedule("all_reduce", 2, chunks, lambda rank: ((Recv(1 - rank, 1),), (Send(1 - rank, 0),)))

@@ -292,24 +292,38 @@ def test_the_variable_also_holds_for_a_program_that_knows_only_torch(site: Site)
     assert site.python(code, DEVICES_OBSERVERS=" loud, ") == "heard all_reduce 0"
 
 
-@pytest.mark.parametrize(
-    ("source", "fault"),
-    [
-        ("import a_module_that_nobody_has", "is broken: ModuleNotFoundError: No module named"),
-        ("import os; os.kill(os.getpid(), 11)", "is broken: its import's process was killed by SIGSEGV"),
-        (OBSERVER.replace("return Loud()", "1 / 0"), "hook `devices_observer` raised ZeroDivisionError"),
-        (
-            OBSERVER.replace("return Loud()", "return Loud"),
-            "returned <class 'throwaway_loud_some_loud.Loud'>, which is",
-        ),
-        (OBSERVER.replace("return Loud()", "return None"), "hook `devices_observer` returned None, which is no"),
-    ],
-)
-def test_an_observer_that_cannot_be_had_is_an_error_of_its_plugin(site: Site, source: str, fault: str) -> None:
-    site.add("loud", source)
-    told = site.refusal("devices.init('cpu')", DEVICES_OBSERVERS="loud")
-    assert told.startswith("PluginError: plugin 'loud' of some-loud 1.2")
-    assert fault in told
+FAULTY = {
+    "missing": ("import a_module_that_nobody_has", "is broken: ModuleNotFoundError: No module named"),
+    "killed": ("import os; os.kill(os.getpid(), 11)", "is broken: its import's process was killed by SIGSEGV"),
+    "raising": (OBSERVER.replace("return Loud()", "1 / 0"), "hook `devices_observer` raised ZeroDivisionError"),
+    "classy": (
+        OBSERVER.replace("return Loud()", "return Loud"),
+        "returned <class 'throwaway_classy_some_classy.Loud'>, which is",
+    ),
+    "nobody": (
+        OBSERVER.replace("return Loud()", "return None"),
+        "hook `devices_observer` returned None, which is no",
+    ),
+}
+
+
+def test_an_observer_that_cannot_be_had_is_an_error_of_its_plugin(site: Site) -> None:
+    for name, (source, _) in FAULTY.items():
+        site.add(name, source)
+    # One program asks for each of them.
+    told = site.python(f"""
+        import os, devices
+        for name in {list(FAULTY)}:
+            os.environ["DEVICES_OBSERVERS"] = name
+            try:
+                devices.init("cpu")
+                print("nothing was raised")
+            except devices.errors.DevicesError as error:
+                print(f"{{type(error).__name__}}: {{error}}".replace(chr(10), " "))
+    """).splitlines()
+    for (name, (_, fault)), said in zip(FAULTY.items(), told, strict=True):
+        assert said.startswith(f"PluginError: plugin {name!r} of some-{name} 1.2")
+        assert fault in said
 
 
 def test_importing_devices_and_its_observers_does_not_import_torch() -> None:

@@ -121,6 +121,7 @@ def test_a_plugin_of_next_year_is_refused_with_both_versions_and_what_to_do(site
     )
 
 
+@pytest.mark.slow
 def test_a_module_without_a_backend_says_its_version_too(site: Site) -> None:
     site.add("watch", "from devices import Observer, hookimpl\ninterface = 2\n@hookimpl\ndef devices_observer(): ...")
     told = site.refusal("devices.observe('watch').__enter__()")

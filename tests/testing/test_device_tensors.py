@@ -830,6 +830,7 @@ def test_a_world_of_processes_carries_the_tensors(kind: str) -> None:
         assert devices.all_reduce(torch.ones(2, device=to)).device == to
 
 
+@pytest.mark.slow
 def test_many_ranks_have_each_a_device(kind: str) -> None:
     def trained_alone(world: World) -> list[float]:
         with device_tensors(kind, world.rank) as to:

@@ -26,6 +26,7 @@ TARGETS = (
     *("inf2.48xlarge", "p5.48xlarge", "trn1.32xlarge", "trn2.48xlarge", "gb300-nvl72", "trainium2-ultraserver"),
     *("trainium3-ultraserver-gen2", "trainium3-ultracluster"),
 )
+QUICK = {"cpu", "h100", "inferentia2", "trainium2", "trainium4", "trainium3-ultraserver-gen2"}
 """Each chip's software, and each shape of what is made of chips; the others differ in figures alone."""
 NEURON = [name for name in TARGETS if name.startswith("tr")]
 
@@ -141,7 +142,9 @@ LIMITS = [
 
 
 @pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: limit.name)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target", [target if target in QUICK else pytest.param(target, marks=pytest.mark.slow) for target in TARGETS]
+)
 def test_what_a_target_refuses_the_emulation_refuses(target: str, limit: Limit) -> None:
     limits = catalogue.load(target).limits
     if legal_ranks(limits, limit.ranks) < limit.ranks:
