@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from devices.fabric.host.fabric import open_fabric
     from devices.fabric.host.meeting import memory_domain, open_shared_memory
     from devices.fabric.interface import Fabric
+    from devices.fabric.peer.communicator import open_peer_memory
+    from devices.fabric.peer.memory import DeviceMemory
 
 __version__ = "0.1.0"
 
@@ -103,6 +105,8 @@ _LAZY = {
     "Fabric": "devices.fabric.interface",
     "FabricCommunicator": "devices.fabric.communicator",
     "open_fabric": "devices.fabric.host.fabric",
+    "DeviceMemory": "devices.fabric.peer.memory",
+    "open_peer_memory": "devices.fabric.peer.communicator",
     "open_domains": "devices.domains",
     **dict.fromkeys(("memory_domain", "open_shared_memory"), "devices.fabric.host.meeting"),
 }
@@ -115,6 +119,7 @@ __all__ = [
     "Capabilities",
     "Communicator",
     "Device",
+    "DeviceMemory",
     "Ended",
     "Fabric",
     "FabricCommunicator",
@@ -158,6 +163,7 @@ __all__ = [
     "observe",
     "open_domains",
     "open_fabric",
+    "open_peer_memory",
     "open_shared_memory",
     "open_staged",
     "permute",

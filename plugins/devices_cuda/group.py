@@ -1,12 +1,13 @@
-"""What opens a group of GPUs: torch's NCCL where each rank has a GPU of its own, else host memory."""
+"""What opens a group of GPUs: torch's NCCL where each rank has a GPU of its own, else the GPUs' memory, mapped."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from devices import Communicator, Group, open_staged
+from devices import Communicator, Group, open_peer_memory, open_staged
 from devices.errors import UnsupportedError
+from devices_cuda.memory import address_of, memory_of
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -23,7 +24,10 @@ def open_group(group: Group) -> Communicator:
         )
     if shared := sharing(places):
         ranks = " and ".join(map(str, shared))
-        return open_staged(group, f"ranks {ranks} are on one GPU, between which NCCL does not go")
+        memory = memory_of(group.device.index, [where["pci"] for where in places])
+        several = len({where["gpu"] for where in places}) > 1
+        reason = f"ranks {ranks} are on one GPU, between which NCCL does not go"
+        return open_peer_memory(group, memory, reason, scheduled=several)
     return _nccl(group, places[0]["nccl"])
 
 
@@ -37,7 +41,7 @@ def place(index: int) -> dict[str, Any]:
     address = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
     gpu = f"UUID {properties.uuid}" if None in address else f"PCI {':'.join(map(str, address))}"
     version = ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() else None
-    return {"host": _host(), "gpu": gpu, "nccl": version}
+    return {"host": _host(), "gpu": gpu, "nccl": version, "pci": address_of(index)}
 
 
 def sharing(places: list[dict[str, Any]]) -> list[int]:

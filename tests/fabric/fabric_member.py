@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -39,6 +40,9 @@ class Member:
         return self.progress.start(FabricWork(self.progress, self.fabric, mark, steps))
 
 
+open_of_processes: Callable[[Group], Fabric | str] = open_fabric
+"""What opens a fabric where ranks are processes; another one may be tried in its place."""
+
 _progress = Progress()
 """That of a rank which is a process."""
 
@@ -50,7 +54,7 @@ def member(name: str, *, scheduled: bool = False) -> Member:
     if world.lanes.choice.backend.name == "threads":
         communicator = world.lanes.choice.backend.open(group)
     else:
-        fabric = open_fabric(group)
+        fabric = open_of_processes(group)
         assert not isinstance(fabric, str), fabric
         communicator = FabricCommunicator(fabric, group, _progress, scheduled=scheduled)
     return Member(group, communicator, communicator._fabric, communicator._pairs, communicator._progress)

@@ -29,7 +29,7 @@ needs_two = pytest.mark.skipif(GPUS < 2, reason=f"needs 2 NVIDIA GPUs, found {GP
 
 
 def at(gpu: str, host: str = "here", nccl: str | None = "2.27.5") -> dict[str, Any]:
-    return {"host": host, "gpu": gpu, "nccl": nccl}
+    return {"host": host, "gpu": gpu, "nccl": nccl, "pci": None}
 
 
 def test_ranks_share_a_gpu_where_host_and_gpu_are_the_same() -> None:
@@ -72,7 +72,8 @@ def test_ranks_on_one_gpu_go_through_host_memory_and_say_so(monkeypatch: pytest.
         assert isinstance(result, tuple), result
         note, everyone, native = result
         assert note.startswith(
-            "through host memory, for ranks 0 and 1 are on one GPU, between which NCCL does not go; "
+            "through host memory, for ranks 0 and 1 are on one GPU, between which NCCL does not go, and the memory of "
+            "devices is not mapped: rank 0: "
         )
         assert everyone == [5, 6]
         assert native is None
@@ -117,7 +118,7 @@ def every_verb(shared: bool) -> None:
     """Look at each verb, over NCCL or through host memory; and at torch's own on the tensors of the GPU."""
     with devices.init("cuda") as world:
         rank, size, device = world.rank, world.size, world.device
-        assert ("through host memory" in world.explain()) is shared
+        assert ("ranks 0 and 1 are on one GPU" in world.explain()) is shared
         assert (type(dist.group.WORLD) is dist.ProcessGroup) is not shared
         mine = torch.arange(4.0, device=device) + 10 * rank
         everyone = torch.stack([torch.arange(4.0) + 10 * other for other in range(size)])

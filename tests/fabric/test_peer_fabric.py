@@ -1,0 +1,53 @@
+"""The fabric over the memory of devices, on a stand-in for that memory; it has not run on hardware."""
+
+from __future__ import annotations
+
+import pytest
+import ranks
+from fabric import peer_fabric_cases as cases
+from interface_cases import LAWS
+from shared_memory import NEEDS_SHARED_MEMORY
+
+pytestmark = [pytest.mark.slow, NEEDS_SHARED_MEMORY]
+
+
+@pytest.mark.parametrize("size", sorted({law.ranks for law in LAWS.values()}))
+def test_the_laws_of_a_fabric_hold_over_mapped_memory(size: int) -> None:
+    for rank, found in enumerate(ranks.run(size, cases.laws, timeout=120)):
+        assert found == {name: law.expected[rank] for name, law in LAWS.items() if law.ranks == size}
+
+
+@pytest.mark.parametrize("scheduled", [False, True], ids=["through a root", "as schedules"])
+def test_every_verb_is_right_over_mapped_memory_and_all_of_it_is_given_back(scheduled: bool) -> None:
+    for note, left in ranks.run(3, cases.all_verbs, scheduled, timeout=120):
+        assert note.startswith(
+            "through memory that the ranks map of each other's devices, for a test; messages between"
+        )
+        assert left == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("none", "rank 1: it has no such memory"),
+        ("too little", "rank 1: the memory of cpu:0 cannot be shared: 2097152 bytes are more than there are"),
+        ("not linked", "rank 1: the memory of the device of rank 0 cannot be mapped: the devices are not linked"),
+    ],
+)
+def test_where_one_rank_cannot_all_go_through_host_memory_and_say_why(how: str, said: str) -> None:
+    for note, total, left in ranks.run(2, cases.without, how):
+        assert note.startswith(f"through host memory, for a test, and the memory of devices is not mapped: {said}; ")
+        assert total == 6.0
+        assert not any(left)
+
+
+def test_a_peer_would_read_too_early_if_the_host_did_not_wait_for_the_stream() -> None:
+    assert ranks.run(2, cases.not_finished) == [False, False]
+
+
+def test_a_peer_that_is_killed_is_an_error_and_the_rest_goes_on() -> None:
+    survivor, died = ranks.outcomes(2, cases.dies, timeout=60)
+    assert died[0] == "died"
+    assert survivor[0] == "returned"
+    assert "rank 1" in survivor[1]
+    assert "died" in survivor[1]

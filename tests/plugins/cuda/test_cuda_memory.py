@@ -1,0 +1,139 @@
+"""Memory of GPUs that ranks map: on a stand-in for CUDA's runtime; what needs a GPU says so in its name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import ranks
+import torch
+import torch.distributed as dist
+from cuda_machines import machine
+from cuda_runtime_stand_in import Runtime
+from memory_of_devices import every_verb, group_of_its_own
+from shared_memory import NEEDS_SHARED_MEMORY
+
+import devices
+from devices import Capabilities
+from devices.algorithms.verbs import Verbs
+from devices_cuda.memory import CudaMemory, why_apart
+
+HERE = torch.device("cpu")
+
+
+def test_memory_is_a_tensor_where_it_lies_and_is_given_back() -> None:
+    library = Runtime()
+    memory = CudaMemory(HERE, library)
+    mine = memory.allocate(4096)
+    assert (mine.dtype, mine.shape, mine.device) == (torch.uint8, (4096,), HERE)
+    mine.fill_(7)
+    assert library.own[mine.data_ptr()][1][:3] == b"\x07\x07\x07"
+    memory.free(mine)
+    assert library.own == {}
+
+
+def test_what_the_runtime_refuses_is_an_error_in_its_words_and_is_not_remembered() -> None:
+    library = Runtime(limit=100)
+    memory = CudaMemory(HERE, library)
+    with pytest.raises(RuntimeError, match=r"cudaMalloc: out of memory \(error 2 of CUDA's runtime\)"):
+        memory.allocate(101)
+    mine = memory.allocate(100)
+    with pytest.raises(RuntimeError, match="cudaIpcOpenMemHandle: invalid resource handle"):
+        memory.map(memory.handle(mine), 100)
+    with pytest.raises(RuntimeError, match="cudaIpcCloseMemHandle: invalid argument"):
+        memory.unmap(mine)
+    assert library.last_error == 0
+    memory.free(mine)
+    with pytest.raises(RuntimeError, match="cudaFree: invalid argument"):
+        memory.free(mine)
+
+
+def test_a_torch_without_cuda_has_no_runtime_to_ask() -> None:
+    from devices_cuda.memory import runtime
+
+    if torch.version.cuda is not None:
+        pytest.skip(f"needs a torch without CUDA, found one for {torch.version.cuda}")
+    with pytest.raises(RuntimeError, match="this torch was built without CUDA"):
+        runtime()
+
+
+def test_gpus_that_nvml_says_are_apart_are_not_mapped() -> None:
+    whole = machine("a100-pcie-bridges.json")
+    first, second, third = (gpu.pci for gpu in whole.gpus[:3])
+    assert why_apart(whole, first, [first, second, None, "0000:ff:00.0"]) == ""
+    torn = replace(whole, pairs=tuple(replace(pair, read=False) if pair.second == 2 else pair for pair in whole.pairs))
+    said = f"its GPU, {first}, does not reach the memory of the GPU {third}, as NVML says"
+    assert why_apart(torn, first, [first, second, third]) == said
+    assert why_apart(torn, third, [third]) == ""
+    assert why_apart(torn, None, [third]) == ""
+
+
+def over_cudas_runtime() -> tuple[str, list[int]]:
+    """Call every verb; return what carries them, and what is left allocated and open."""
+    with devices.init(timeout=60):
+        library = Runtime()
+        group = group_of_its_own("gpus")
+        communicator = devices.open_peer_memory(group, CudaMemory(HERE, library), "a test")
+        verbs = Verbs(communicator, group, Capabilities(frozenset()))
+        every_verb(verbs, 600_000)
+        dist.barrier()
+        verbs.close()
+        dist.barrier()
+        again = devices.open_peer_memory(group_of_its_own("again"), "no more of it", "a test")
+        again.close()
+        return communicator.note, [len(library.own), len(library.open)]
+
+
+@pytest.mark.slow
+@NEEDS_SHARED_MEMORY
+def test_every_verb_goes_through_handles_of_cudas_runtime_and_all_is_given_back() -> None:
+    for note, left in ranks.run(3, over_cudas_runtime, timeout=120):
+        assert note.startswith("through memory that the ranks map of each other's devices, for a test; ")
+        assert left == [0, 0]
+
+
+def not_linked() -> str:
+    with devices.init(timeout=60) as world:
+        memory = CudaMemory(HERE, Runtime(is_linked=world.rank == 0))
+        communicator = devices.open_peer_memory(group_of_its_own("gpus"), memory, "a test")
+        communicator.close()
+        return communicator.note
+
+
+@pytest.mark.slow
+@NEEDS_SHARED_MEMORY
+def test_where_the_runtime_maps_nothing_host_memory_serves_and_its_words_say_why() -> None:
+    for note in ranks.run(2, not_linked, timeout=120):
+        assert note.startswith(
+            "through host memory, for a test, and the memory of devices is not mapped: rank 1: the memory of the "
+            "device of rank 0 cannot be mapped: cudaIpcOpenMemHandle: peer access is not supported between these two "
+            "devices"
+        )
+
+
+# On hardware.
+
+
+def on_one_gpu() -> str:
+    with devices.init("cuda") as world:
+        x = torch.arange(1 << 20, device=world.device, dtype=torch.float32) + world.rank
+        expected = torch.arange(1 << 20, dtype=torch.float32) * world.size + sum(range(world.size))
+        for _ in range(20):
+            # Work that is under way when the verb is called, and after it, on this stream.
+            torch.cuda._sleep(2_000_000)
+            total = devices.all_reduce(x * 1.0)
+            assert (total * 1.0).cpu().equal(expected)
+        return world.explain()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 1, reason="needs an NVIDIA GPU, found 0")
+def test_ranks_that_share_a_gpu_map_each_others_memory_on_a_gpu() -> None:
+    for said in ranks.run(2, on_one_gpu, env={"CUDA_VISIBLE_DEVICES": "0"}, timeout=300):
+        assert "through memory that the ranks map of each other's devices" in said
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason=f"needs 2 NVIDIA GPUs, found {torch.cuda.device_count()}")
+def test_ranks_that_share_gpus_map_memory_over_the_links_between_them_on_a_gpu() -> None:
+    # LOCAL_RANK counts on from the first GPU again: ranks 0 and 2 share it.
+    for said in ranks.run(3, on_one_gpu, env={"CUDA_VISIBLE_DEVICES": "0,1"}, timeout=300):
+        assert "through memory that the ranks map of each other's devices" in said
