@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from cuda_machines import FOLDER, RECORDS, machine, text
 from cuda_stand_in import StandIn
 
 import devices
+from devices import _registry
+from devices._open import my_device
 from devices.errors import BackendUnavailableError, TopologyError
 from devices.testing.conformance import hosts
 from devices_cuda import CudaBackend, misfits, nvml, presence
@@ -139,6 +142,36 @@ def test_reductions_are_nccls_and_none_is_bitwise_or_of_a_dtype_that_the_gpu_lac
     assert torch.int64 not in new.reductions["avg"]
     for abilities in (new, old):
         assert all(some <= abilities.dtypes for some in abilities.reductions.values())
+
+
+def test_the_gpu_with_most_free_memory_is_picked_anew_at_each_call(host: pytest.MonkeyPatch) -> None:
+    free = [10 << 30] * 8
+    reading = iter(range(1 << 20))
+
+    def memory(truth: Any) -> Any:
+        # NVML is asked for one GPU after the other.
+        truth.free = free[next(reading) % 8]
+        return truth
+
+    stand_in = StandIn(machine("dgx-a100.json"), says={"nvmlDeviceGetMemoryInfo": memory})
+    host.setitem(sys.modules, "pynvml", stand_in)
+    for name in ("LOCAL_RANK", "RANK"):
+        host.delenv(name, raising=False)
+    _registry.reset()
+    try:
+        free[5] = 60 << 30
+        assert devices.device(memory="50 GiB", dtype=torch.bfloat16, backend="cuda") == torch.device("cuda", 5)
+        assert my_device(CudaBackend(), is_alone=True).index == 5
+        free[2], free[5] = 70 << 30, 0
+        assert devices.device(memory="50 GiB", backend="cuda") == torch.device("cuda", 2)
+        with pytest.raises(
+            BackendUnavailableError, match=r"no device has 71 GiB free:(\n  cuda:\d: \d+.0 GiB free){8}$"
+        ):
+            devices.device(memory="71 GiB", backend="cuda")
+        with pytest.raises(BackendUnavailableError, match=r"cuda:7: has no torch.float8_e4m3fn"):
+            devices.device(dtype=torch.float8_e4m3fn, backend="cuda")
+    finally:
+        _registry.reset()
 
 
 def script(folder: Path, shown: Path) -> str:
