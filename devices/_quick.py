@@ -24,7 +24,9 @@ _STRIDED = torch.strided
 def is_plain(x: object) -> bool:
     """Return whether a verb may work on the memory of `x` as it lies there."""
     return (
-        type(x) is Tensor
+        # First: of what is traced not all of the rest can be asked.
+        not _is_compiling()
+        and type(x) is Tensor
         and not x.requires_grad
         and x.layout is _STRIDED
         and x.is_contiguous()
@@ -32,7 +34,6 @@ def is_plain(x: object) -> bool:
         and (x.numel() > 1 or (x.ndim == 1 and x.stride(0) == 1 and x.numel() == 1))
         and not x.is_conj()
         and not x.is_neg()
-        and not _is_compiling()
     )
 
 
