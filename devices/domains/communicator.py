@@ -92,8 +92,8 @@ class DomainsCommunicator(Communicator):
         self._numbers = itertools.count(1)
         self._expected: dict[int, Asked] = {}
         self._is_closed = False
-        # The group that is opened before torch has one is the world.
-        self._recovery = None if dist.is_initialized() else Recovery(group)
+        # The group that is opened before torch has one is the world. What vendors' groups do after a death is theirs.
+        self._recovery = None if dist.is_initialized() or gone is not None else Recovery(group)
         self.reductions = reductions
         self.note = note
         open_here.add(self)
@@ -361,7 +361,10 @@ class DomainsCommunicator(Communicator):
 
     def survivors(self) -> tuple[tuple[int, ...], Store]:
         if self._recovery is None:
-            raise UnsupportedError(f"{self._group}: of the groups of several domains only the world is recovered")
+            raise UnsupportedError(
+                f"{self._group}: of the groups of several domains only the world is recovered, and not one of several "
+                "backends; start the ranks again, from a checkpoint (torchrun --max-restarts does)"
+            )
         # Those of other groups wait for who has died too.
         open_here.abort_all()
         return self._recovery.run()

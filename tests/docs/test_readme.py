@@ -32,6 +32,7 @@ ELSEWHERE = {
     "kubectl": "tests/hosts/test_kubernetes.py",
     "sbatch": "tests/docs/test_slurm.py",
     "docs/ray_train.py": "tests/docs/test_ray_train.py",
+    "examples/train_mixed.py": "tests/examples/test_train_mixed.py",
 }
 
 
