@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 import devices
 from devices import errors
@@ -100,7 +101,20 @@ def with_torch(backends: list[str]) -> dict[str, Any]:
     """Use torch's own verbs, groups, tensors of a mesh and DDP, each rank with tensors on its own device."""
     with opened(backends) as w:
         check_torchs_verbs(w)
-        return {**groups(w, backends), "losses": trains(w)}
+        doubled = torch.compile(lambda x: devices.all_reduce(x) * 2, fullgraph=True, backend="aot_eager")
+        same(doubled(torch.ones(2, device=w.device)), torch.full((2,), 2.0 * w.size))
+        ddp, fsdp = trains(w, DistributedDataParallel), trains(w, sharded)
+        return {**groups(w, backends), "ddp": ddp, "fsdp": fsdp}
+
+
+def sharded(model: torch.nn.Module) -> torch.nn.Module:
+    """Return the model, its parameters sharded over all ranks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    kind = next(model.parameters()).device.type
+    fully_shard(model, mesh=init_device_mesh(kind, (dist.get_world_size(),)))
+    return model
 
 
 def check_torchs_verbs(w: devices.World) -> None:
@@ -147,11 +161,11 @@ def groups(w: devices.World, backends: list[str]) -> dict[str, str]:
     return {"alike": devices.explain(mine), "across": devices.explain(mesh["dp"])}
 
 
-def trains(w: devices.World) -> list[float]:
-    """Return the losses of three steps of a small model under DDP, each rank on a part of the batch of its own."""
+def trains(w: devices.World, wrap: Callable[[torch.nn.Module], torch.nn.Module]) -> list[float]:
+    """Return the losses of three steps of a small model, each rank on a part of the batch of its own."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).to(w.device)
-    model = torch.nn.parallel.DistributedDataParallel(model)
+    model = wrap(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     losses = []
     for step in range(3):

@@ -70,7 +70,8 @@ def test_torchs_verbs_groups_and_tensors_of_a_mesh_are_right_over_vendors(on: Ca
         assert "float64" in each["across"]
         assert "\n  all_reduce: " in each["across"]
     for each in found:
-        assert each["losses"] == pytest.approx(alone(), rel=1e-5)
+        assert each["ddp"] == pytest.approx(alone(), rel=1e-5)
+        assert each["fsdp"] == pytest.approx(alone(), rel=1e-5)
 
 
 def alone() -> list[float]:
