@@ -60,8 +60,12 @@ def outcomes(
     *args: Any,
     env: Mapping[str, str] | None = None,
     timeout: float = 60,
+    grace: float = 20,
 ) -> list[tuple[str, Any]]:
-    """Return how `function(*args)` ended on each rank: "returned", "raised", "died" or "did not finish", and what."""
+    """Return how `function(*args)` ended on each rank: "returned", "raised", "died" or "did not finish", and what.
+
+    Once one has failed, the others have `grace` more seconds.
+    """
     from torch.distributed import TCPStore
 
     # The store is here, as torchrun's agent has it, so no port is chosen before it is bound.
@@ -84,7 +88,7 @@ def outcomes(
         there.close()
         children.append(child)
         ends.append(here)
-    ended = _collect(ends, timeout)
+    ended = _collect(ends, timeout, grace)
     for child in children:
         child.join(5 if all(kind == "returned" for kind, _ in ended) else 0.5)
         if child.is_alive():
@@ -93,8 +97,8 @@ def outcomes(
     return ended
 
 
-def _collect(ends: list[Connection], timeout: float) -> list[tuple[str, Any]]:
-    """Return each rank's outcome; once one has failed, the others have 20 more seconds."""
+def _collect(ends: list[Connection], timeout: float, grace: float) -> list[tuple[str, Any]]:
+    """Return each rank's outcome; once one has failed, the others have `grace` more seconds."""
     outcomes: list[tuple[str, Any]] = [("did not finish", "")] * len(ends)
     open_ends = {end: rank for rank, end in enumerate(ends)}
     deadline = time.monotonic() + timeout
@@ -107,7 +111,7 @@ def _collect(ends: list[Connection], timeout: float) -> list[tuple[str, Any]]:
             except EOFError:
                 outcomes[rank] = ("died", "")
             if outcomes[rank][0] != "returned":
-                deadline = min(deadline, time.monotonic() + 20)
+                deadline = min(deadline, time.monotonic() + grace)
     return outcomes
 
 

@@ -106,7 +106,7 @@ def test_why_a_rank_ends_is_told_in_all_domains(how: str, says: str, domains: tu
 
 
 def test_the_ranks_that_are_left_on_all_hosts_recover_also_where_a_whole_host_is_gone() -> None:
-    ended = ranks.outcomes(4, cases.recovers_twice, (0, 0, 1, 1), timeout=120)
+    ended = ranks.outcomes(4, cases.recovers_twice, (0, 0, 1, 1), timeout=120, grace=90)
     assert [state for state, _ in ended] == ["died", "died", "returned", "returned"], ended
     for _, (notes, sums) in ended[2:]:
         assert sums == [1.0 + 2 + 3, 2.0 + 3]
