@@ -70,8 +70,8 @@ def _description(x: Tensors, verb: Verb, verbs: AnyVerbs) -> dict[str, Any]:
         "keys": list(x) if isinstance(x, Mapping) else None,
         "container": type(x).__name__ if isinstance(x, (list, tuple)) else None,
         "tensors": [[str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for tensor in verb.tensors],
-        # The ranks of a group may have devices of several types; what is on none of them is on the CPU.
-        "on_own": verb.tensors[0].device.type == verbs.group.device.type,
+        # The ranks of a group may have devices of several types: what is on its rank's own is on each rank's own.
+        "device": None if verb.tensors[0].device.type == verbs.group.device.type else verb.tensors[0].device.type,
         "requires_grad": [torch.is_grad_enabled() and tensor.requires_grad for tensor in verb.tensors],
     }
 
@@ -79,7 +79,8 @@ def _description(x: Tensors, verb: Verb, verbs: AnyVerbs) -> dict[str, Any]:
 def _described(found: dict[str, Any], verbs: AnyVerbs) -> Tensors:
     """Return tensors of the described shapes that take no memory, for nothing of them is read."""
     device = verbs.group.device
-    where = torch.device(device.type, device.index) if found["on_own"] and device.type != "cpu" else torch.device("cpu")
+    own = torch.device(device.type, None if device.type == "cpu" else device.index)
+    where = own if found["device"] is None else torch.device(found["device"])
     tensors = []
     for (name, shape), requires_grad in zip(found["tensors"], found["requires_grad"], strict=True):
         blank = torch.zeros(1, dtype=getattr(torch, name), device=where).requires_grad_(requires_grad)
