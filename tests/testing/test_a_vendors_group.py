@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 import devices
 from devices import _registry
+from devices.algorithms.verbs import Verbs
 from devices.errors import ArgumentError, UnsupportedError
 from devices.testing import run
 
@@ -153,22 +154,36 @@ def test_messages_that_go_together_are_grouped_where_the_vendor_groups_them() ->
     assert vendor.told == ["begin", ("recv", 2), ("send", 1), "end"]
 
 
-class Posting(devices.Communicator):
-    def exchange(self, sends: Any, recvs: Any) -> Any:
-        return "posted"
-
-
-def test_a_programs_messages_go_another_way_where_there_is_one_and_those_of_composed_verbs_do_not() -> None:
-    vendor, x = Grouping(), torch.zeros(1, dtype=torch.uint8)
-    communicator = devices.ProcessGroupCommunicator(vendor, messages=Posting())
-    assert communicator.exchange([devices.Message(x, 1, tag=5)], []) == "posted"
-    assert communicator.exchange([devices.Message(x, 1, tag=1 << 30)], []) == "the work of all"
-    assert vendor.told == ["begin", ("send", 1), "end"]
-
-
 def group_of_two() -> devices.Group:
     store = devices.Store(dist.HashStore())
     return devices.Group((4, 7), 1, devices.Device("vendor", "cpu", 0), store, timedelta(seconds=9), "pair")
+
+
+class Finished:
+    def wait(self) -> None:
+        pass
+
+
+class Posting(devices.Communicator):
+    def __init__(self) -> None:
+        self.posted: list[int] = []
+
+    def exchange(self, sends: Any, recvs: Any) -> Any:
+        self.posted += [message.peer for message in sends]
+        return Finished()
+
+
+def test_a_programs_messages_go_another_way_where_there_is_one_and_those_of_composed_verbs_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Grouping, "_end_coalescing", lambda vendor: Finished())
+    vendor, posting, x = Grouping(), Posting(), torch.zeros(1, dtype=torch.uint8)
+    communicator = devices.ProcessGroupCommunicator(vendor, messages=posting, verbs=("exchange",))
+    verbs = Verbs(communicator, group_of_two(), devices.Capabilities(frozenset()))
+    verbs.send(x, 0)
+    assert (posting.posted, vendor.told) == ([0], [])
+    verbs.broadcast(x, 1)
+    assert (posting.posted, vendor.told) == ([0], ["begin", ("send", 0)])
 
 
 def test_a_vendors_backend_is_made_as_torch_makes_it() -> None:
