@@ -11,7 +11,7 @@ from devices._answers import capabilities_of
 from devices._backend import INTERFACE_VERSION, Backend, Group
 from devices._roll_call import Entry, Gone, process
 from devices.domains.vendors import Card, Vendors
-from devices.errors import DevicesError, WorldError
+from devices.errors import WorldError
 from devices.fabric.host.meeting import domain_name
 
 
@@ -39,7 +39,7 @@ def meet(group: Group, backend: Backend) -> Mixed | None:
     Raises:
         WorldError: on every rank: two have other versions of a plugin or its interface, or one cannot say what it is.
     """
-    told = group.share("rank/backend", _version(backend))
+    told = _versions(group, _version(backend))
     _check_versions(group, told)
     if len({said["backend"] for said in told}) == 1:
         return None
@@ -49,6 +49,20 @@ def meet(group: Group, backend: Backend) -> Mixed | None:
     ]:
         raise WorldError(f"{group}: the world of several backends cannot open: {'; '.join(faults)}")
     return Mixed(Vendors([Card.from_json(said["card"]) for said in told]), [said["process"] for said in told])
+
+
+def _versions(group: Group, mine: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the versions of all ranks, which the first one collects: as a rule they are one, and soon read."""
+    key = "rank/backend"
+    if group.rank != 0:
+        group.store.set(f"{key}/{group.rank}", mine)
+        kinds, of = group.hear(f"{key}/all", 0)
+    else:
+        said = [mine, *(group.hear(f"{key}/{rank}", rank) for rank in range(1, group.size))]
+        kinds = [each for at, each in enumerate(said) if each not in said[:at]]
+        of = [kinds.index(each) for each in said] if len(kinds) > 1 else []
+        group.store.set(f"{key}/all", [kinds, of])
+    return [kinds[at] for at in of] if of else kinds * group.size
 
 
 def _version(backend: Backend) -> dict[str, Any]:
@@ -95,6 +109,7 @@ def _card(group: Group, backend: Backend) -> dict[str, Any]:
             None if can.group_sizes is None else tuple(sorted(can.group_sizes)),
             can.group_size_multiple,
         )
-    except DevicesError as error:
-        return {"backend": backend.name, "fault": str(error)}
+    except Exception as error:
+        # Every rank raises it; who raised here alone would be waited for.
+        return {"backend": backend.name, "fault": str(error) or type(error).__name__}
     return {"card": card.to_json(), "process": process()}
