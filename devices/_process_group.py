@@ -9,15 +9,17 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import torch
 
 from devices import _torch, _torch_groups
 from devices._backend import Communicator, Group, Message, Pending, PendingFrom
+from devices._store import Store
 from devices._work import Together
 from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.errors import ArgumentError
+from devices.fabric.host import open_here
 
 _GLOO = frozenset({torch.uint8, torch.int8, torch.int32, torch.int64})
 _NCCL = frozenset({torch.uint8, torch.int8, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64})
@@ -38,6 +40,14 @@ _REDUCTIONS: dict[str, dict[str, frozenset[torch.dtype]]] = {
 
 _NEVER = COLLECTIVE_TAG + 1
 """The tag of a message that nobody sends."""
+
+
+class Recovers(Protocol):
+    """What a world's ranks find each other by after an error."""
+
+    def run(self) -> tuple[tuple[int, ...], Store]:
+        """Return the ranks that are left, and a store that they share."""
+        ...
 
 
 @final
@@ -67,6 +77,8 @@ class ProcessGroupCommunicator(Communicator):
         native: bool = False,
         messages: Communicator | None = None,
     ) -> None:
+        self.recovery: Recovers | None = None
+        """Finds the ranks that are left after an error, where whoever has opened the group has made one."""
         self._group = process_group
         self._is_gloo = type(process_group).__name__ == "ProcessGroupGloo"
         self.messages = messages
@@ -165,6 +177,16 @@ class ProcessGroupCommunicator(Communicator):
     def barrier(self) -> Pending:
         return self._group.barrier(_torch.BarrierOptions())
 
+    def survivors(self) -> tuple[tuple[int, ...], Store]:
+        if self.recovery is None:
+            return super().survivors()
+        # Those of other groups wait for who has died too.
+        open_here.abort_all()
+        return self.recovery.run()
+
+    def farewell(self, reason: str) -> None:
+        """Hear that this rank ends for an error of its program, of which torch's groups cannot tell their peers."""
+
     def abort(self) -> None:
         try:
             if self._is_gloo:
@@ -184,6 +206,8 @@ class ProcessGroupCommunicator(Communicator):
                     self._group.recv([never], peer, _NEVER).wait(timedelta(milliseconds=1))
 
     def close(self) -> None:
+        self.recovery = None
+        open_here.discard(self)
         try:
             _torch_groups.close_group(self._group)
         finally:

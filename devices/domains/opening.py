@@ -6,14 +6,19 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
+
 from devices._backend import Communicator, Group
+from devices._process_group import ProcessGroupCommunicator
 from devices.domains import bandwidth
 from devices.domains.communicator import DomainsCommunicator
 from devices.domains.inside import Inside
 from devices.domains.members import Domains
 from devices.domains.predicted import told
+from devices.domains.recovery import Recovery
 from devices.domains.shares import Shares
 from devices.fabric.communicator import REDUCTIONS
+from devices.fabric.host import open_here
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +57,7 @@ def open_domains(
     links = bandwidth.agreed([link for _, _, link in said], group)
     between = open_between(group)
     if len(domains.members) in (1, group.size):
-        return between
+        return _recoverable(group, between)
     inside = _open_own(group, domains, open_inside)
     if refused := _refused(group, domains, inside if isinstance(inside, str) else ""):
         apart = {rank: f"rank {rank}" for at in refused for rank in domains.members[at]}
@@ -60,7 +65,7 @@ def open_domains(
     why = "".join(f"; each rank of {name} is for itself, for {reason}" for name, reason in refused.values())
     if len(domains.members) == group.size:
         between.note += why
-        return between
+        return _recoverable(group, between)
     if isinstance(links, str):
         links = bandwidth.measured(group, domains, between)
     shares = Shares(domains, links)
@@ -72,6 +77,16 @@ def open_domains(
     members = domains.members[domains.of_rank(group.rank)]
     own = Inside(carried, members.index(group.rank), len(members))
     return DomainsCommunicator(group, domains, shares, own, between, reductions, note)
+
+
+def _recoverable(group: Group, between: Communicator) -> Communicator:
+    """Let the world recover where torch's own messages are all that carries it."""
+    if isinstance(between, ProcessGroupCommunicator):
+        open_here.add(between)
+        # The group that is opened before torch has one is the world.
+        if not dist.is_initialized():
+            between.recovery = Recovery(group)
+    return between
 
 
 def _open_own(

@@ -186,6 +186,21 @@ def cannot_map(domains: Sequence[int]) -> tuple[str, float]:
         return devices.explain(), devices.all_reduce(torch.tensor(2.0**w.rank)).item()
 
 
+def recovers_alone(domains: Sequence[int]) -> tuple[str, list[float], str]:
+    """Let rank 1 die, while rank 2 waits in another group for rank 0, which is alive."""
+    w = world(domains)
+    pair = dist.new_group([0, 2])
+    devices.barrier()
+    me = w.rank
+    if me == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(errors.CollectiveError) as caught:
+        devices.barrier(pair if me == 2 else None)
+    w = w.recover()
+    with w:
+        return str(caught.value), devices.all_gather(torch.tensor([float(me)])).tolist(), devices.explain()
+
+
 def recovers_twice(domains: Sequence[int]) -> tuple[list[str], list[float]]:
     """Let rank 0, which leads its domain, die, then the other one there; return what carries the worlds, and sums."""
     w = world(domains)

@@ -120,3 +120,11 @@ def test_ranks_that_cannot_map_each_others_memory_are_each_for_itself_and_explai
         assert "island-0 (1) (rank 0) and island-0 (2) (rank 1) and island-1 (ranks 2, 3); inside of them" in said
         assert "each rank of island-0 is for itself, for a process cannot map the memory of another: rank 1:" in said
         assert "may not be looked into" in said
+
+
+def test_ranks_that_are_each_on_a_host_of_their_own_recover() -> None:
+    ended = ranks.outcomes(3, cases.recovers_alone, (0, 1, 2), timeout=120, grace=90)
+    assert [state for state, _ in ended] == ["returned", "died", "returned"], ended
+    for _, (_, gathered, said) in (ended[0], ended[2]):
+        assert gathered == [0.0, 2.0]
+        assert said.endswith("ranks 0, 2 of a world of 3 went on after an error; gloo: the ranks are on 2 hosts")
