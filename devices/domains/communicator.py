@@ -15,6 +15,7 @@ import torch.distributed as dist
 from devices._backend import Asked, Communicator, Group, Message, Pending
 from devices._store import Store
 from devices.algorithms.arithmetic import COMBINE
+from devices.algorithms.concurrency import concurrency
 from devices.algorithms.lines import caller
 from devices.algorithms.started import DONE
 from devices.domains.alarm import Alarm
@@ -93,7 +94,9 @@ class DomainsCommunicator(Communicator):
         self._expected: dict[int, Asked] = {}
         self._is_closed = False
         # The group that is opened before torch has one is the world. What vendors' groups do after a death is theirs.
-        self._recovery = None if dist.is_initialized() or gone is not None else Recovery(group)
+        is_world = not dist.is_initialized() and gone is None
+        # Ranks that take turns as threads of one process end together.
+        self._recovery = Recovery(group) if is_world and not concurrency().is_cooperative else None
         self.reductions = reductions
         self.note = note
         open_here.add(self)

@@ -16,7 +16,7 @@ from devices.testing._mixed_backend import MixedBackend
 def choice_of(mixed: Mixed, rank: int) -> Choice:
     """Return what the world of a rank is opened on."""
     backend = MixedBackend(mixed, rank, _share)
-    return Choice(backend, f"a process of this host, emulated among {mixed}", ())
+    return Choice(backend, f"a process of this host, emulated among {mixed}", (), spans=True)
 
 
 def _share(group: Group) -> Shared:
