@@ -16,10 +16,13 @@ import devices
 from devices import errors
 
 
-def opened(backends: list[str], **kwargs: Any) -> devices.World:
-    """Open a world in which rank r is of `backends[r]`."""
-    os.environ["DEVICES_BACKEND"] = backends[int(os.environ["RANK"])]
-    return devices.init(timeout=60, **kwargs)
+def opened(backends: list[str], hosts: str = "") -> devices.World:
+    """Open a world in which rank r is of `backends[r]`, on a host that `hosts[r]` stands for."""
+    rank = int(os.environ["RANK"])
+    os.environ["DEVICES_BACKEND"] = backends[rank]
+    if hosts:
+        os.environ["DEVICES_DOMAIN"] = f"island-{hosts[rank]}"
+    return devices.init(timeout=60)
 
 
 def said(call: Callable[[], Any]) -> str:
@@ -72,8 +75,8 @@ def check_verbs(w: devices.World, size: int) -> None:
     devices.barrier()
 
 
-def every_verb(backends: list[str]) -> dict[str, Any]:
-    with opened(backends) as w:
+def every_verb(backends: list[str], hosts: str) -> dict[str, Any]:
+    with opened(backends, hosts) as w:
         # The blocks of the last one are in several pieces.
         for size in (1, 5, 70_001):
             check_verbs(w, size)

@@ -41,15 +41,20 @@ def returned(outcomes: Outcomes) -> list[Any]:
     return [value for _, value in outcomes]
 
 
-@pytest.mark.parametrize("backends", [HALVES, ONE], ids=["2 and 2", "3 and 1"])
+@pytest.mark.parametrize(
+    ("backends", "hosts", "fabric"),
+    [(HALVES, "", ""), (ONE, "", ""), (HALVES, "0101", ""), (HALVES, "", "off")],
+    ids=["2 and 2", "3 and 1", "2 and 2 on two hosts", "2 and 2 over gloo"],
+)
 def test_every_verb_computes_what_plain_torch_does_over_vendors(
-    on: Callable[..., Outcomes], backends: list[str]
+    on: Callable[..., Outcomes], backends: list[str], hosts: str, fabric: str
 ) -> None:
-    found = returned(on(cases.every_verb, backends))
+    found = returned(on(cases.every_verb, backends, hosts, DEVICES_FABRIC=fabric))
     assert len({bits for each in found for bits in each["bits"]}) == 1, "the same bits on all ranks and each time"
     for each in found:
-        assert "cpu on " in each["explained"]
-        assert "and neuron (rank" in each["explained"]
+        domains = "cpu on island-0 (rank 0) and cpu on island-1 (rank 1)" if hosts else "cpu"
+        assert domains in each["explained"]
+        assert "neuron (rank" in each["explained"]
         for call in ("float64", "float64 moved"):
             assert each[call].startswith("UnsupportedError: "), each[call]
             assert "float64: not there on rank" in each[call]
