@@ -111,6 +111,17 @@ def test_a_group_whose_messages_cannot_open_leaves_no_nccl_behind(monkeypatch: p
     assert [each.calls for each in made] == [[f"connected cuda:{rank}", "aborted"] for rank in range(2)]
 
 
+@pytest.mark.skipif(not dist.is_nccl_available(), reason="needs a torch that was built with NCCL")
+def test_torchs_nccl_group_has_what_is_asked_of_it() -> None:
+    options = dist.ProcessGroupNCCL.Options()
+    assert all(hasattr(options, name) for name in ("_timeout", "global_ranks_in_group", "group_name"))
+    for name in (
+        "eager_connect_single_device", "_set_sequence_number_for_group", "supports_coalescing", "_start_coalescing",
+        "_end_coalescing", "_group_start", "_group_end", "abort", "shutdown",
+    ):  # fmt: skip
+        assert hasattr(dist.ProcessGroupNCCL, name), name
+
+
 # On hardware.
 
 

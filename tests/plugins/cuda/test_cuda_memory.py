@@ -16,7 +16,7 @@ from shared_memory import NEEDS_SHARED_MEMORY
 import devices
 from devices import Capabilities
 from devices.algorithms.verbs import Verbs
-from devices_cuda.memory import CudaMemory, why_apart
+from devices_cuda.memory import CudaMemory, runtime, why_apart
 
 HERE = torch.device("cpu")
 
@@ -49,12 +49,19 @@ def test_what_the_runtime_refuses_is_an_error_in_its_words_and_is_not_remembered
 
 
 def test_a_torch_without_cuda_has_no_runtime_to_ask() -> None:
-    from devices_cuda.memory import runtime
-
     if torch.version.cuda is not None:
         pytest.skip(f"needs a torch without CUDA, found one for {torch.version.cuda}")
     with pytest.raises(RuntimeError, match="this torch was built without CUDA"):
         runtime()
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch that was built with CUDA")
+def test_the_runtime_library_that_torch_has_loaded_has_what_is_called() -> None:
+    library = runtime()
+    for name in ("Malloc", "Free", "IpcGetMemHandle", "IpcOpenMemHandle", "IpcCloseMemHandle", "GetLastError"):
+        assert callable(getattr(library, f"cuda{name}"))
+    with pytest.raises(RuntimeError, match=r"^cudaIpcOpenMemHandle: .* \(error \d+ of CUDA's runtime\)$"):
+        CudaMemory(HERE, library).map("00" * 64, 1)
 
 
 def test_gpus_that_nvml_says_are_apart_are_not_mapped() -> None:
