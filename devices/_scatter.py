@@ -79,7 +79,7 @@ def _description(x: Tensors, verb: Verb, verbs: AnyVerbs) -> dict[str, Any]:
 def _described(found: dict[str, Any], verbs: AnyVerbs) -> Tensors:
     """Return tensors of the described shapes that take no memory, for nothing of them is read."""
     device = verbs.group.device
-    own = torch.device(device.type, None if device.type == "cpu" else device.index)
+    own = torch.device(device.type) if device.type == "cpu" else torch.device(device.type, device.index)
     where = own if found["device"] is None else torch.device(found["device"])
     tensors = []
     for (name, shape), requires_grad in zip(found["tensors"], found["requires_grad"], strict=True):
