@@ -30,7 +30,7 @@ Way = tuple[int, tuple[int, ...], int]
 
 
 def grown_forest(capacities: Capacities, shares: Mapping[int, Fraction]) -> Forest:
-    """Return a forest with one tree for each endpoint that has a share."""
+    """Return a forest with a tree for each endpoint that has a share, or several if that is large."""
     ranks = {node: rank for rank, node in enumerate(capacities.endpoints)}
     count = len(ranks)
     ends = list(capacities.arcs)
@@ -47,12 +47,11 @@ def grown_forest(capacities: Capacities, shares: Mapping[int, Fraction]) -> Fore
             arcs = tuple(numbers[arc] for arc in itertools.pairwise(path))
             ways[-1].append((ranks[path[-1]], arcs, len(paths)))
             paths.append(path)
-    below = math.lcm(*(share.denominator for share in shares.values()))
-    holders = [ranks[node] for node in capacities.endpoints if shares[node]]
-    # A few roots need several trees each to fill all links.
-    each = -(-TREES // len(holders))
-    roots = [root for root in holders for _ in range(each)]
-    units = [int(shares[capacities.endpoints[root]] * below) for root in roots]
+    # Roots that have much need several trees each to fill all links.
+    parts = {node: math.ceil(shares[node] * TREES) for node in capacities.endpoints if shares[node]}
+    below = math.lcm(*((shares[node] / times).denominator for node, times in parts.items()))
+    roots = [ranks[node] for node, times in parts.items() for _ in range(times)]
+    units = [int(shares[node] / times * below) for node, times in parts.items() for _ in range(times)]
     loads = [0.0] * len(ends)
     trees: list[tuple[list[int], list[int], list[int]]] = [([], [], [])] * len(roots)
     for _ in range(ROUNDS):

@@ -35,6 +35,8 @@ from devices.topology import (
     torus,
 )
 from devices.topology.bounds import VERBS
+from devices.topology.capacity import Capacities
+from devices.topology.grown import grown_forest
 
 DGX = machines(2, 8, inside=300, across=25)
 MIXED = networked([switch(8, 450, device="cuda"), torus((2, 4), 64, device="neuron")], [50, 25])
@@ -312,3 +314,19 @@ def test_trees_that_are_near_enough_on_many_devices_are_taken() -> None:
     # and others would be looked for for minutes.
     plan = synthesize(of_target("project-rainier").part(7), "all_gather")
     assert 0.999 <= plan.ratio <= 1
+
+
+def test_a_root_that_has_much_of_the_data_has_several_trees() -> None:
+    capacities = Capacities.of(torus((3, 4), 1))
+    shares = dict.fromkeys(capacities.endpoints, Fraction(1, 22))
+    shares[capacities.endpoints[5]] = Fraction(1, 2)
+    forest = grown_forest(capacities, shares)
+    roots = forest.roots.tolist()
+    carried = [
+        sum(units for root, units in zip(roots, forest.units, strict=True) if root == rank) for rank in range(12)
+    ]
+    assert [Fraction(units, sum(carried)) for units in carried] == list(shares.values())
+    assert roots.count(5) == 32
+    # Half of the data leaves one device by four links, so that nothing takes less than an eighth; and on one tree of
+    # its own one link of them would carry all of the half.
+    assert Fraction(1, 8) <= forest.time(capacities.arcs) < Fraction(1, 4)
