@@ -23,7 +23,7 @@ Number = int | float
 TRIED = 100_000
 """The devices of all layouts together, at the most, that are tried as axes have whole factors of the topology's."""
 
-SEARCHED = 10_000
+SEARCHED = 1_000, 20_000
 """So many devices are looked at for places, before and after exchanges, in the search for what is faster than those."""
 
 _EQUAL = 1 + 1e-9
@@ -103,9 +103,9 @@ def layout(
     is_proven = seconds <= enough
     if not is_proven and cost.loads is not None:
         search = Search(cost, bounds.by_axis)
-        order, is_proven = search.improve(order, bounds.seconds, SEARCHED)
+        order, is_proven = search.improve(order, bounds.seconds, SEARCHED[0])
         if not is_proven:
-            order, is_proven = search.improve(_exchanged(order, cost), bounds.seconds, SEARCHED)
+            order, is_proven = search.improve(_exchanged(order, cost), bounds.seconds, SEARCHED[1])
     by_axis = dict(zip(lengths, cost.by_axis(order), strict=True))
     seconds = sum(by_axis.values())
     return Layout(lengths, order, seconds, by_axis, min(bounds.seconds, seconds), is_proven)

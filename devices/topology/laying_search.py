@@ -176,9 +176,10 @@ class Search:
         for number, (whole, axis) in enumerate(self._axes):
             beside = [self._placed[other] for other in self._around[place][number] if other in self._placed]
             if beside:
-                added = self._links[candidates][:, beside].sum(1) + loads[number]
-                slow = np.maximum(self._loads.alone[candidates][:, beside].max(1) * axis.flows, alone[number])
-                far = np.maximum(self._loads.latency[candidates][:, beside].max(1), latency[number])
+                pairs = np.ix_(candidates, beside)
+                added = self._links[pairs].sum(1) + loads[number]
+                slow = np.maximum(self._loads.alone[pairs].max(1) * axis.flows, alone[number])
+                far = np.maximum(self._loads.latency[pairs].max(1), latency[number])
             else:
                 added = np.broadcast_to(loads[number], (len(candidates), len(loads[number])))
                 slow, far = np.full(len(candidates), alone[number]), np.full(len(candidates), latency[number])

@@ -12,13 +12,16 @@ from devices.topology.graph import Topology
 def digits(topology: Topology) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Return prime radices, the first the farthest; the axis that each is of; and the ranks in the order of the digits.
 
-    A torus or a grid has its axes, one after the other. Otherwise devices that the fastest links join are together,
-    and so are such domains that the next fastest join: they are on one axis.
+    A torus or a grid has its axes, one after the other. Otherwise devices that have the same neighbours are together,
+    then those that the fastest links join, and such domains that the next fastest join: all are on one axis.
     """
     shape = torus_shape(topology)
-    ranks = _by_nearness(topology) if shape is None else tuple(range(math.prod(shape)))
-    lengths = (len(ranks),) if shape is None else shape
-    of_axes = [(prime, axis) for axis, length in enumerate(lengths) for prime in reversed(primes(length))]
+    if shape is None:
+        ranks, lengths = _by_nearness(topology)
+        of_axes = [(prime, 0) for length in lengths for prime in reversed(primes(length))]
+    else:
+        ranks = tuple(range(math.prod(shape)))
+        of_axes = [(prime, axis) for axis, length in enumerate(shape) for prime in reversed(primes(length))]
     return tuple(prime for prime, _ in of_axes), tuple(axis for _, axis in of_axes), ranks
 
 
@@ -76,17 +79,31 @@ def _is_inside(pair: tuple[int, int], shape: Sequence[int]) -> bool:
     return apart in [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
-def _by_nearness(topology: Topology) -> tuple[int, ...]:
-    """Return the ranks, domain after domain, in the order of their first devices."""
+def _by_nearness(topology: Topology) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ranks, domain after domain, in the order of their first devices; and how many are in each other.
+
+    Where domains of a kind are not of one size, the latter is just how many devices there are.
+    """
     groups: list[list[int]] = [[rank] for rank in range(len(topology.devices))]
     rates = sorted({link.bandwidth for link in topology.links if link.bandwidth is not None}, reverse=True)
-    for rate in rates:
-        together = _joined(topology, rate)
+    lengths: list[int] = []
+    is_even = True
+    for together in (_alike(topology), *(_joined(topology, rate) for rate in rates)):
         merged: dict[int, list[int]] = {}
         for group in groups:
             merged.setdefault(together[group[0]], []).extend(group)
+        if len(merged) < len(groups):
+            is_even = is_even and len({len(group) for group in merged.values()}) == 1
+            lengths.insert(0, len(groups) // len(merged))
         groups = list(merged.values())
-    return tuple(rank for group in groups for rank in group)
+    ranks = tuple(rank for group in groups for rank in group)
+    return ranks, tuple(lengths) if is_even and math.prod(lengths) == len(ranks) else (len(ranks),)
+
+
+def _alike(topology: Topology) -> list[int]:
+    """Return for each device a number that those have in common that have the same neighbours."""
+    numbers: dict[frozenset[str], int] = {}
+    return [numbers.setdefault(frozenset(topology.neighbours(node.name)), len(numbers)) for node in topology.devices]
 
 
 def _joined(topology: Topology, rate: float) -> list[int]:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 import random
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from graphs import small_topologies
@@ -332,6 +335,14 @@ def test_the_axis_with_most_traffic_gets_the_fastest_links() -> None:
     assert not together({"a": 1e3, "b": 1e9})
 
 
+@pytest.mark.parametrize("topology", [machines(3, 8, 450, 25), fat_tree(3, 8, 2, 50, 50)], ids=["machines", "leaves"])
+def test_groups_are_within_domains_of_which_there_are_as_many_as_no_axis_is_long(topology: Topology) -> None:
+    found = layout(topology, {"tp": 4, "dp": 6}, {"tp": 1e9, "dp": 1e6})
+    groups = [{rank // 8 for rank in found.order[first::6]} for first in range(6)]
+    assert all(len(group) == 1 for group in groups)
+    assert found.proven
+
+
 def test_latency_counts_too() -> None:
     near = [Link(f"d:{one}", f"d:{(one + 1) % 4}", bandwidth=1e9, latency=1e-6) for one in range(4)]
     found = layout(Topology([Node(f"d:{place}") for place in range(4)], both(*near)), {"tp": 4}, {"tp": 4})
@@ -363,3 +374,25 @@ def test_a_topology_that_lacks_what_the_question_needs_is_refused() -> None:
         layout(ring(4), {"dp": 4})
     with pytest.raises(MeshError, match="an order names each of 4 devices once"):
         layout_seconds(ring(4, 1), {"dp": 4}, [0, 1, 2, 2])
+
+
+def test_the_benchmark_scores_our_layouts_without_jax_and_refuses_no_mesh(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "layout.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_layouts", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        # Its dataclasses look their module up; JAX may or may not be installed.
+        patch.setitem(sys.modules, spec.name, benchmark)
+        patch.setitem(sys.modules, "jax", None)
+        patch.setattr(sys, "argv", ["layout.py", "--shapes", "4x4"])
+        spec.loader.exec_module(benchmark)
+        assert benchmark.main() == 0
+    assert "JAX is not installed" in capsys.readouterr().out
+    # Row by row a ring of 16 goes on to the next row by a cable each way that nobody else uses.
+    assert benchmark.greatest_loads((4, 4), (16,), range(16)) == [1.0]
+    # The two of a ring of two say both halves to each other, over two cables where an axis has length 2.
+    assert benchmark.greatest_loads((2, 4), (2, 4), range(8)) == [1.0, 1.0]
+    # Four in a line come back over all three cables; all eight say both halves four cables on, the same way round.
+    assert benchmark.greatest_loads((8,), (2, 4), range(8)) == [8.0, 2.0]
