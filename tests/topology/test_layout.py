@@ -223,8 +223,8 @@ def test_no_order_of_eight_devices_of_a_torus_is_faster_than_what_is_found() -> 
         (torus((4, 4, 4), 5), (2, 2, 16)),
         (of_target("trainium2-ultraserver"), (64,)),
         (rails(8, 8, 450, 50), (4, 16)),
-        (fat_tree(8, 8, 4, 50), (2, 4, 8)),
-        (switch(72, 900), (9, 8)),
+        (fat_tree(4, 8, 4, 50), (2, 2, 8)),
+        (switch(36, 900), (9, 4)),
     ],
     ids=lambda each: "x".join(map(str, each)) if isinstance(each, tuple) else str(each),
 )
@@ -245,17 +245,17 @@ def test_where_a_bound_is_not_reached_a_search_proves_it_or_it_is_not_said_to_be
     assert squares.by_axis == pytest.approx({"dp": 2 * 15, "tp": 3 / 4 * 1600})
     assert squares.proven
     assert squares.ratio > 1
-    # Links of many bandwidths between 24 devices, at random.
+    # Links of many bandwidths between 16 devices, at random.
     rates = random.Random(5)
     links = [
         Link(f"d:{one}", f"d:{other}", bandwidth=rates.randint(1, 99))
-        for one, other in itertools.combinations(range(24), 2)
+        for one, other in itertools.combinations(range(16), 2)
         if other == one + 1 or rates.random() < 0.2
     ]
-    found = layout(Topology([Node(f"d:{place}") for place in range(24)], both(*links)), {"a": 2, "b": 3, "c": 4})
+    found = layout(Topology([Node(f"d:{place}") for place in range(16)], both(*links)), {"a": 2, "b": 2, "c": 4})
     assert not found.proven
     assert 1 < found.ratio == pytest.approx(found.seconds / found.bound)
-    assert sorted(found.order) == list(range(24))
+    assert sorted(found.order) == list(range(16))
 
 
 def test_a_large_topology_is_counted_as_a_small_one_is() -> None:
@@ -280,7 +280,7 @@ def whole_axes(shape: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]
                 yield [sum(at * stride for at, stride in zip(step, strides, strict=True)) for step in steps]
 
 
-@pytest.mark.parametrize("shape", [(2, 4), (4, 4), (2, 2, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 4), (2, 2, 4)], ids=str)
 def test_giving_each_axis_whole_axes_of_a_torus_is_never_faster(shape: tuple[int, ...]) -> None:
     topology, count = torus(shape, 5), math.prod(shape)
     meshes = [sizes for sizes in itertools.product(range(1, count + 1), repeat=3) if math.prod(sizes) == count]
