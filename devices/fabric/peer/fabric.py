@@ -15,6 +15,7 @@ So a rank's calls are made on one thread and one stream at a time, and the host 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import final
 
@@ -160,6 +161,9 @@ def leave_unmapped(host: HostFabric) -> None:
 
 _kept: list[tuple[HostFabric, Segments]] = []
 """Of groups that this process has left, what peers may still have mapped; what a peer that died had stays here."""
+
+# The memory is the process's that has it: one that is forked frees none.
+os.register_at_fork(after_in_child=_kept.clear)
 
 
 def free_when_unmapped(host: HostFabric, segments: Segments) -> None:
