@@ -15,8 +15,6 @@ from devices._backend import Group
 from devices.algorithms.lines import caller
 from devices.errors import CollectiveError, MismatchError, RaceError
 from devices.fabric.interface import AnyOf, Condition, Fabric, Raised
-from devices.fabric.mark import Mark
-from devices.fabric.pairs import Sent
 from devices.testing._baton import Baton
 
 _NOTES = 16
@@ -140,7 +138,8 @@ class ThreadFabric(Fabric):
 
     def _check_unchanged(self, peer: int, export: _Export) -> None:
         if export.look is not None and export.tensor is not None and export.look(export.tensor) != export.looked:
-            line = f", started at {export.note.line}," if isinstance(export.note, Mark | Sent) else ""
+            at = getattr(export.note, "line", "")
+            line = f", started at {at}," if at else ""
             raise RaceError(
                 f"rank {self._group.ranks[peer]} changed a tensor in place that a verb{line} was still to read: "
                 f"{export.note}; wait for its work first, or pass a clone"

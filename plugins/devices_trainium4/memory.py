@@ -27,6 +27,10 @@ class _Written:
     owner: FusionMemory
     signals: int
 
+    @property
+    def line(self) -> str:
+        return str(getattr(self.note, "line", ""))
+
     def __str__(self) -> str:
         return str(self.note)
 

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import devices
 import devices.testing
 from devices import Device, Fabric, Group, Interop, Store, World, catalogue
-from devices.errors import ArgumentError, CollectiveError, UnsupportedError
+from devices.errors import ArgumentError, CollectiveError, RaceError, UnsupportedError
 from devices.fabric.mark import Mark
 from devices.testing import Mixed
 from devices.testing._baton import Baton
@@ -303,6 +303,20 @@ def test_where_no_peer_is_mapped_messages_alone_go_to_the_other_kind() -> None:
     assert other.open(0, ("message", 2, 1))[1] is MARK
     with pytest.raises(UnsupportedError, match=r"rank 2, a rubin, does not map the memory of rank 0 .* a trainium4"):
         other.open(0, "x")
+
+
+def test_a_tensor_that_is_changed_while_the_other_kind_reads_it_is_found() -> None:
+    def careless(world: World) -> None:
+        x = torch.ones(4)
+        if world.rank == 0:
+            work = devices.broadcast(x, src=0, out=x, async_op=True)
+            x.add_(1)
+            work.wait()
+        else:
+            devices.broadcast(x, src=0)
+
+    with pytest.raises(RaceError, match=r"rank 0 changed a tensor in place that a verb, started at .*fusion"):
+        devices.testing.run(careless, ranks=BOTH)
 
 
 # Processes, pytest, and what is said of it.
