@@ -22,6 +22,15 @@ class _Near(NamedTuple):
     around: tuple[int, ...]
 
 
+class _Reached(NamedTuple):
+    """What the devices that are placed say along an axis: as in `Loads`, and what the axis takes at least."""
+
+    loads: Floats
+    alone: float
+    latency: float
+    taken: float
+
+
 class _OutOfStepsError(Exception):
     """The search has taken all its steps."""
 
@@ -97,8 +106,8 @@ class Search:
         domains = self._narrowed(dict.fromkeys(range(self._count), everyone), near, [0])
         if domains is None:
             return False
-        zeros = [np.zeros(self._links.shape[2]) for _ in self._axes]
-        return self._fill(domains, near, zeros, [0.0] * len(self._axes), [0.0] * len(self._axes))
+        nothing = np.zeros(self._links.shape[2])
+        return self._fill(domains, near, [_Reached(nothing, 0.0, 0.0, floor) for floor in floors])
 
     def _near(self, taken: Sequence[float]) -> list[_Near]:
         """Return for each axis which devices may be neighbours, if the axes take so long already."""
@@ -151,14 +160,7 @@ class Search:
                     return None
         return found if all(found.values()) else None
 
-    def _fill(
-        self,
-        domains: dict[int, int],
-        near: Sequence[_Near],
-        loads: list[Floats],
-        alone: list[float],
-        latency: list[float],
-    ) -> bool:
+    def _fill(self, domains: dict[int, int], near: Sequence[_Near], reached: Sequence[_Reached]) -> bool:
         if not domains:
             order = tuple(self._placed[place] for place in range(self._count))
             found = self._cost.of(order)
@@ -172,17 +174,17 @@ class Search:
         if self._left < 0:
             raise _OutOfStepsError
         totals = np.zeros(len(candidates))
-        states = []
+        states: list[tuple[Floats, Floats, Floats, Floats] | None] = []
         for number, (whole, axis) in enumerate(self._axes):
             beside = [self._placed[other] for other in self._around[place][number] if other in self._placed]
-            if beside:
-                pairs = np.ix_(candidates, beside)
-                added = self._links[pairs].sum(1) + loads[number]
-                slow = np.maximum(self._loads.alone[pairs].max(1) * axis.flows, alone[number])
-                far = np.maximum(self._loads.latency[pairs].max(1), latency[number])
-            else:
-                added = np.broadcast_to(loads[number], (len(candidates), len(loads[number])))
-                slow, far = np.full(len(candidates), alone[number]), np.full(len(candidates), latency[number])
+            if not beside:
+                totals += reached[number].taken
+                states.append(None)
+                continue
+            before, pairs = reached[number], np.ix_(candidates, beside)
+            added = self._links[pairs].sum(1) + before.loads
+            slow = np.maximum(self._loads.alone[pairs].max(1) * axis.flows, before.alone)
+            far = np.maximum(self._loads.latency[pairs].max(1), before.latency)
             taken = np.maximum(np.maximum(added.max(1), slow) * axis.share + far * axis.steps, self._floors[whole])
             totals += taken
             states.append((added, slow, far, taken))
@@ -190,16 +192,14 @@ class Search:
             if totals[at] >= self._limit:
                 break
             self._placed[place] = candidates[at]
-            nearer = self._near([float(taken[at]) for *_, taken in states])
+            then = [
+                old if new is None else _Reached(new[0][at], *(float(each[at]) for each in new[1:]))
+                for old, new in zip(reached, states, strict=True)
+            ]
+            nearer = self._near([each.taken for each in then])
             is_same = all(one is other for one, other in zip(near, nearer, strict=True))
             narrowed = self._narrowed(domains, nearer, [place] if is_same else list(self._placed))
-            if narrowed is not None and self._fill(
-                narrowed,
-                nearer,
-                [added[at] for added, *_ in states],
-                [float(slow[at]) for _, slow, *_ in states],
-                [float(far[at]) for _, _, far, _ in states],
-            ):
+            if narrowed is not None and self._fill(narrowed, nearer, then):
                 return True
             del self._placed[place]
         return False
