@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "topology"))
 
 from published_tables import MACHINES, rows
 
-from devices._calibrate import Curves, calibrate, measure
+from devices.command.calibrate import Curves, calibrate, measure
 from devices.testing import run_processes
 from devices.topology import predict
 

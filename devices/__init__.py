@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     )
     from devices._fabric_memory import empty
     from devices._fit import device
-    from devices._flight import FlightRecord, flight
     from devices._hookspecs import hookimpl
     from devices._observing import observe
     from devices._placement import place
@@ -67,6 +66,7 @@ if TYPE_CHECKING:
     from devices.fabric.interface import Fabric
     from devices.fabric.peer.communicator import open_peer_memory
     from devices.fabric.peer.memory import DeviceMemory
+    from devices.recorder.record import FlightRecord, flight
 
 __version__ = "0.1.0"
 
@@ -91,7 +91,7 @@ _LAZY = {
     ),
     "device": "devices._fit",
     "empty": "devices._fabric_memory",
-    **dict.fromkeys(("FlightRecord", "flight"), "devices._flight"),
+    **dict.fromkeys(("FlightRecord", "flight"), "devices.recorder.record"),
     "hookimpl": "devices._hookspecs",
     "observe": "devices._observing",
     "place": "devices._placement",

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from devices import __version__, _plan, _topo
+from devices import __version__
 from devices._option import Option
+from devices.command import plan, topo
 from devices.errors import DevicesError, did_you_mean
 
 _COMMANDS = {
@@ -70,9 +71,9 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
         return conformance.run(options)
     if options.command == "catalogue":
-        from devices import _catalogue_command
+        from devices.command import catalogue as command_catalogue
 
-        return _catalogue_command.run(options)
+        return command_catalogue.run(options)
     if options.command == "check":
         return _check(options, rest)
     here = {
@@ -80,8 +81,8 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         "env": _env,
         "new-plugin": _new_plugin,
         "calibrate": _calibrate,
-        "plan": _plan.run,
-        "topo": _topo.run,
+        "plan": plan.run,
+        "topo": topo.run,
         "flight": _flight,
     }
     return here[options.command](options)
@@ -166,14 +167,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     add("--trace", "write a trace there, for ui.perfetto.dev or chrome://tracing", metavar="FILE")
     add("--last", "how many calls to print, the last (40)", type=int, default=40, metavar="N")
     add("folder", "the folder")
-    _plan.add(
+    plan.add(
         command(
             "plan",
             "Predict what training or serving a model takes, for each target, mesh and batch.",
             "0 if something fits, 1 if nothing does, 2 if it cannot be said.",
         )
     )
-    _topo.add(
+    topo.add(
         command(
             "topo",
             "Show a topology: this host's, as far as its backends know it, a target's, or that of a file; what is not "
@@ -204,44 +205,44 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
 def _new_plugin(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from devices import _new_plugin
+    from devices.command import new_plugin
 
-    folder = _new_plugin.write(options.name, Path(options.into))
+    folder = new_plugin.write(options.name, Path(options.into))
     print(f"{folder} is there. Next: cd {folder}; pip install --editable .; devices conformance {options.name}")
     return 0
 
 
 def _env(options: argparse.Namespace) -> int:
-    from devices import _env
+    from devices.command import env
 
-    found = _env.examine(options.backend, options.ranks, options.local_rank)
-    print(json.dumps(found, indent=2) if options.json else _env.as_script(found))
+    found = env.examine(options.backend, options.ranks, options.local_rank)
+    print(json.dumps(found, indent=2) if options.json else env.as_script(found))
     return 0
 
 
 def _calibrate(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from devices import _calibrate
+    from devices.command import calibrate
 
-    found = _calibrate.calibrate(options.ranks, options.seconds)
-    file = _calibrate.keep(found, Path(options.into) if options.into else None)
+    found = calibrate.calibrate(options.ranks, options.seconds)
+    file = calibrate.keep(found, Path(options.into) if options.into else None)
     if options.json:
         print(json.dumps(found.as_data(), indent=2))
     else:
-        _calibrate.show(found, options.ranks, sys.stdout)
+        calibrate.show(found, options.ranks, sys.stdout)
         print(f"kept in {file}")
     return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from devices import _doctor, _doctor_view
+    from devices.command import doctor, doctor_view
 
-    report = _doctor.examine()
+    report = doctor.examine()
     if options.json:
         print(json.dumps(report, indent=2, default=str))
     else:
-        _doctor_view.show(report, sys.stdout)
+        doctor_view.show(report, sys.stdout)
     return 0 if report["cpu"]["works"] else 1
 
 
@@ -269,14 +270,15 @@ def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _flight(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from devices import _flight_read, _flight_trace, _flight_view
+    from devices.recorder import reading, view
+    from devices.recorder import trace as recorder_trace
 
     if options.last < 1:
         raise DevicesError(f"--last {options.last}: at least one call is to be printed")
-    found = _flight_read.read(Path(options.folder))
+    found = reading.read(Path(options.folder))
     if options.trace:
-        _flight_trace.write(found, Path(options.trace))
-    return 0 if _flight_view.show(found, options.last, sys.stdout) else 1
+        recorder_trace.write(found, Path(options.trace))
+    return 0 if view.show(found, options.last, sys.stdout) else 1
 
 
 if __name__ == "__main__":

@@ -41,6 +41,6 @@ def _register() -> None:
 
 def _create(options: Any, choice: Any) -> Any:
     """Open a group, the first one bringing the rest of `devices` in."""
-    from devices._c10d_create import create_process_group
+    from devices.c10d.create import create_process_group
 
     return create_process_group(options, choice)

@@ -20,18 +20,18 @@ from typing import Any
 
 import torch
 
-from devices import _quick
 from devices._backend import REDUCE_OPS
-from devices._compiled import compiled_barrier
-from devices._flat import Call, differentiable
-from devices._groups import GroupLike, compiled_group, own_verbs, verbs_over
-from devices._packing import Tensor, Tensors
-from devices._quick import NOT_PLAIN, is_plain
-from devices._scatter import start_scatter
-from devices._verb import Verb
-from devices._weighted import weighted_mean
 from devices._work import Work
 from devices.algorithms.arithmetic import MEANINGFUL
+from devices.calls import quick
+from devices.calls.compiled import compiled_barrier
+from devices.calls.flat import Call, differentiable
+from devices.calls.groups import GroupLike, compiled_group, own_verbs, verbs_over
+from devices.calls.packing import Tensor, Tensors
+from devices.calls.quick import NOT_PLAIN, is_plain
+from devices.calls.scatter import start_scatter
+from devices.calls.verb import Verb
+from devices.calls.weighted import weighted_mean
 from devices.errors import UnsupportedError
 
 _is_compiling = torch.compiler.is_compiling
@@ -114,7 +114,7 @@ def all_gather(
     ...     devices.all_gather(torch.tensor([[1, 2]]), dim=1)
     tensor([[1, 2]])
     """
-    if dim == 0 and sizes is None and not async_op and (done := _quick.all_gather(x, group, out)) is not NOT_PLAIN:
+    if dim == 0 and sizes is None and not async_op and (done := quick.all_gather(x, group, out)) is not NOT_PLAIN:
         return done
     verb = Verb("all_gather", x, group)
     return verb.parts(dim, verb.joined(sizes)).run(out, async_op)
@@ -150,7 +150,7 @@ def reduce_scatter(
         dim == 0
         and sizes is None
         and not async_op
-        and (done := _quick.reduce_scatter(x, group, op, out)) is not NOT_PLAIN
+        and (done := quick.reduce_scatter(x, group, op, out)) is not NOT_PLAIN
     ):
         return done
     verb = Verb("reduce_scatter", x, group)
@@ -181,7 +181,7 @@ def all_to_all(
     ...     devices.all_to_all(torch.tensor([1, 2]))
     tensor([1, 2])
     """
-    if dim == 0 and sizes is None and not async_op and (done := _quick.all_to_all(x, group, out)) is not NOT_PLAIN:
+    if dim == 0 and sizes is None and not async_op and (done := quick.all_to_all(x, group, out)) is not NOT_PLAIN:
         return done
     verb = Verb("all_to_all", x, group)
     shares, told = verb.swapped(sizes), tuple(size for row in sizes or () for size in row)
@@ -205,7 +205,7 @@ def broadcast(
     ...     devices.broadcast(torch.tensor([1, 2]), src=0)
     tensor([1, 2])
     """
-    if not async_op and (done := _quick.broadcast(x, group, src, out)) is not NOT_PLAIN:
+    if not async_op and (done := quick.broadcast(x, group, src, out)) is not NOT_PLAIN:
         return done
     verb = Verb("broadcast", x, group)
     return verb.whole(root=verb.check_rank("src", src)).run(out, async_op)
@@ -237,7 +237,7 @@ def reduce(
     ...     devices.reduce(torch.tensor([1.0, 2.0]), dst=0)
     tensor([1., 2.])
     """
-    if not async_op and (done := _quick.reduce(x, group, dst, op, out)) is not NOT_PLAIN:
+    if not async_op and (done := quick.reduce(x, group, dst, op, out)) is not NOT_PLAIN:
         return done
     verb = Verb("reduce", x, group)
     return verb.whole(root=verb.check_rank("dst", dst), op=op, gradient=False).run(out, async_op, here=verb.rank == dst)
@@ -271,7 +271,7 @@ def gather(
     ...     devices.gather(torch.tensor([1, 2]), dst=0)
     tensor([1, 2])
     """
-    if dim == 0 and sizes is None and not async_op and (done := _quick.gather(x, group, dst, out)) is not NOT_PLAIN:
+    if dim == 0 and sizes is None and not async_op and (done := quick.gather(x, group, dst, out)) is not NOT_PLAIN:
         return done
     verb = Verb("gather", x, group)
     root = verb.check_rank("dst", dst)

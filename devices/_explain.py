@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from devices._groups import GroupLike, own_verbs, process_group
-from devices._lanes import lanes_of
+from devices.c10d.lanes import lanes_of
+from devices.calls.groups import GroupLike, own_verbs, process_group
 
 
 def explain_group(group: GroupLike) -> str:

@@ -9,14 +9,14 @@ from typing import TypeVar
 
 import torch
 
-from devices._answers import capabilities_of, devices_of
 from devices._backend import Backend, Capabilities, Communicator, Device, Group
-from devices._launch import launch
-from devices._plugin import shown
-from devices._vendors import Mixed
 from devices.algorithms.verbs import Verbs
 from devices.domains.mixed import open_mixed
 from devices.errors import BackendUnavailableError, DevicesError, PluginError, UnsupportedError
+from devices.meeting.launch import launch
+from devices.meeting.vendors import Mixed
+from devices.roster.answers import capabilities_of, devices_of
+from devices.roster.plugin import shown
 
 T = TypeVar("T")
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
-from devices._answers import CONTRADICTIONS, DEVICES, LINKS, PROBE, TARGETS, TOPOLOGY, Links
 from devices._backend import Backend, Device, Link, Probe
-from devices._installed import allow_list, installed
 from devices._observer import Observer
-from devices._plugin import shown, words
-from devices._roster import Facts, Plugin, Roster, again
 from devices._store import Store
 from devices.errors import BackendNotFoundError, BackendUnavailableError, DevicesError, PluginError, did_you_mean
+from devices.roster.answers import CONTRADICTIONS, DEVICES, LINKS, PROBE, TARGETS, TOPOLOGY, Links
+from devices.roster.installed import allow_list, installed
+from devices.roster.plugin import shown, words
+from devices.roster.plugins import Facts, Plugin, Roster, again
 
 if TYPE_CHECKING:
     from devices.topology.graph import Topology

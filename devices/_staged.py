@@ -9,13 +9,13 @@ from typing import final
 import torch
 
 from devices import _registry
-from devices._answers import capabilities_of
 from devices._backend import Asked, Communicator, Group, Message, Pending, PendingFrom
 from devices._capture import is_capturing
 from devices._store import Store
 from devices.algorithms.lowerings import own_verbs
 from devices.algorithms.started import DONE, go_on_beside
 from devices.errors import UnsupportedError
+from devices.roster.answers import capabilities_of
 
 Tensor = torch.Tensor
 

@@ -18,18 +18,18 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from devices import _autoload, _observing, _registry, _torch_groups
 from devices._explain import explain_group
-from devices._groups import GroupLike
-from devices._lanes import abort_native, close_destroyed, lanes_of
-from devices._launch import launch
 from devices._mesh import mesh_shape
 from devices._mesh_order import order_here, order_on
 from devices._open import my_device
-from devices._rendezvous import keep, shared_store, tell_the_other_first
-from devices._roll_call import call_the_roll, check_alone, remember_world
-from devices._secret import authenticate, authentication, secret
 from devices._store import Store
+from devices.c10d.lanes import abort_native, close_destroyed, lanes_of
+from devices.calls.groups import GroupLike
 from devices.errors import ArgumentError, CollectiveError, DevicesError, PluginError, UnsupportedError, WorldError
 from devices.fabric.host import open_here
+from devices.meeting.launch import launch
+from devices.meeting.rendezvous import keep, shared_store, tell_the_other_first
+from devices.meeting.roll_call import call_the_roll, check_alone, remember_world
+from devices.meeting.secret import authenticate, authentication, secret
 
 if TYPE_CHECKING:
     from devices._backend import Device

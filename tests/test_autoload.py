@@ -59,7 +59,7 @@ assert "DEVICES" in dir(torch.distributed.Backend)
 assert torch.distributed.Backend.default_device_backend_map == defaults
 print(sorted(name for name in set(sys.modules) - before if not name.startswith("devices")))
 print(defaults.get("cpu"), defaults.get("cuda"), "devices" in defaults.values())
-print("devices._c10d" in sys.modules, "pluggy" in sys.modules)
+print("devices.c10d.group" in sys.modules, "pluggy" in sys.modules)
 """
     ran = python(program, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert ran.stdout == "[]\ngloo nccl False\nFalse False\n", ran.stderr

@@ -12,8 +12,8 @@ import torch
 from throwaway_plugins import GOOD_HOOK, PREAMBLE, Site
 
 import devices
-from devices import _doctor_view
 from devices.__main__ import main
+from devices.command import doctor_view
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +113,7 @@ def test_a_terminal_gets_colour(
     report: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    _doctor_view.show(report, sys.stdout)
+    doctor_view.show(report, sys.stdout)
     assert "\x1b[" in capsys.readouterr().out
 
 

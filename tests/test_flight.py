@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 import devices
-from devices import _flight
 from devices.errors import CollectiveError, MismatchError
+from devices.recorder import record as recorder_record
 from devices.testing import run
 
 CALLS: list[tuple[Callable[[], Any], str, str, int, int, str, int]] = [
@@ -106,11 +106,11 @@ def test_each_group_counts_its_own_calls() -> None:
 
 
 def test_a_group_whose_name_another_had_is_told_apart() -> None:
-    recorder = _flight.Recorder()
+    recorder = recorder_record.Recorder()
     group = devices.Group((3, 5), 1, devices.Device("cpu", "cpu", 0), None, None, "0")  # type: ignore[arg-type]
     for _ in range(2):
-        _flight.end(recorder.join(group).begin("barrier", None, 0))
-    assert [_flight.frozen(record, 0).group for record in recorder.records()] == ["0", "0 (2)"]
+        recorder_record.end(recorder.join(group).begin("barrier", None, 0))
+    assert [recorder_record.frozen(record, 0).group for record in recorder.records()] == ["0", "0 (2)"]
     assert (recorder.rank, recorder.size) == (5, 2)
 
 
@@ -131,36 +131,36 @@ def test_an_error_shows_the_end_of_the_recorder() -> None:
 
 
 def test_a_failed_call_is_recorded_with_its_error() -> None:
-    recorder = _flight.Recorder()
+    recorder = recorder_record.Recorder()
     group = devices.Group((0, 1), 0, devices.Device("cpu", "cpu", 0), None, None, "g")  # type: ignore[arg-type]
     joined = recorder.join(group)
     record = joined.begin("all_reduce", torch.float32, 8, "sum")
     error = CollectiveError("rank 1 died")
     joined.failed(record, error)
     joined.failed(record, error)
-    frozen = _flight.frozen(recorder.records()[0], 0)
+    frozen = recorder_record.frozen(recorder.records()[0], 0)
     assert (frozen.state, frozen.error) == ("failed", "CollectiveError: rank 1 died")
     assert error.__notes__ == ["rank 0, its last calls:\n  all_reduce #1 (group 'g', sum 8 x float32): failed"]
 
 
 def test_a_record_keeps_no_tensor_and_no_group_alive() -> None:
-    recorder = _flight.Recorder()
+    recorder = recorder_record.Recorder()
     group = devices.Group((0, 1), 0, devices.Device("cpu", "cpu", 0), None, None, "g")  # type: ignore[arg-type]
-    _flight.end(recorder.join(group).begin("barrier", None, 0))
+    recorder_record.end(recorder.join(group).begin("barrier", None, 0))
     gc.collect()
     assert not any(group is referrer or group in gc.get_referents(referrer) for referrer in recorder.records())
 
 
 def test_begin_and_end_cost_little() -> None:
     group = devices.Group((0, 1), 0, devices.Device("cpu", "cpu", 0), None, None, "g")  # type: ignore[arg-type]
-    joined = _flight.Recorder().join(group)
+    joined = recorder_record.Recorder().join(group)
     best = min(_seconds(joined, 2000) for _ in range(20))
     # It takes 0.3 us; a machine under load takes some times that.
     assert best < 10e-6
 
 
-def _seconds(joined: _flight.GroupRecorder, times: int) -> float:
+def _seconds(joined: recorder_record.GroupRecorder, times: int) -> float:
     began = time.perf_counter()
     for _ in range(times):
-        _flight.end(joined.begin("all_reduce", torch.float32, 1024, "sum"))
+        recorder_record.end(joined.begin("all_reduce", torch.float32, 1024, "sum"))
     return (time.perf_counter() - began) / times

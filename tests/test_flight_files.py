@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import devices
-from devices import _flight_read, _flight_trace
 from devices.__main__ import main
 from devices.errors import ArgumentError, MismatchError, RankFailedError, WorldError
+from devices.recorder import reading, trace
 from devices.testing import run, run_processes
 
 
@@ -160,7 +160,7 @@ def test_of_many_ranks_each_row_says_in_words_what_they_did(folder: Path, capsys
 
 def test_the_trace_has_a_row_for_each_rank_and_slices_of_a_row_do_not_overlap(left: Path, tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
-    _flight_trace.write(_flight_read.read(left), path)
+    trace.write(reading.read(left), path)
     events = json.loads(path.read_text())["traceEvents"]
     names = {event["args"]["name"] for event in events if event["name"] == "process_name"}
     assert {name.split(" (")[0] for name in names} == {"rank 0", "rank 1", "rank 2"}
@@ -178,10 +178,8 @@ def test_calls_that_run_at_once_get_rows_of_their_own_in_the_trace(tmp_path: Pat
     def call(number: int, began: float, seconds: float | None) -> devices.FlightRecord:
         return devices.FlightRecord("barrier", "0", number, "", 0, 0, "", -1, "", began, seconds, "")
 
-    flown = _flight_read.Flown(
-        0, 1, "host", "exit", {"0": (0,)}, (call(1, 1.0, 2.0), call(2, 2.0, None), call(3, 3.5, 1.0))
-    )
-    _flight_trace.write([flown], tmp_path / "trace.json")
+    flown = reading.Flown(0, 1, "host", "exit", {"0": (0,)}, (call(1, 1.0, 2.0), call(2, 2.0, None), call(3, 3.5, 1.0)))
+    trace.write([flown], tmp_path / "trace.json")
     slices = [event for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if event["ph"] == "X"]
     by_number = {event["args"]["number"]: event for event in slices}
     assert by_number[1]["tid"] == by_number[3]["tid"] != by_number[2]["tid"]
@@ -220,13 +218,13 @@ def test_a_bad_file_is_a_clear_error(data: str, said: str, tmp_path: Path, capsy
 
 def test_a_folder_without_files_and_one_of_two_jobs_are_clear_errors(left: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="is no folder; give the one that DEVICES_FLIGHT named"):
-        _flight_read.read(tmp_path / "none")
+        reading.read(tmp_path / "none")
     with pytest.raises(ArgumentError, match=r"holds no file rank-0\.json"):
-        _flight_read.read(tmp_path)
+        reading.read(tmp_path)
     folder = Path(shutil.copytree(left, tmp_path / "copy"))
     changed(folder, 0, size=2)
     with pytest.raises(ArgumentError, match=r"more than one job \(rank-0\.json is of a world of 2, rank-2"):
-        _flight_read.read(folder)
+        reading.read(folder)
 
 
 def two_calls(world: devices.World) -> None:

@@ -17,9 +17,10 @@ from test_registry import with_probe
 from throwaway_plugins import Site
 
 import devices
-from devices import Store, _once_per_host, _registry
-from devices._once_per_host import once_per_host
+from devices import Store, _registry
 from devices.errors import DevicesError, PluginError
+from devices.roster import once_per_host as roster_once_per_host
+from devices.roster.once_per_host import once_per_host
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +54,7 @@ def _told(folder: str, by: str, hosts: int = 1) -> tuple[str, float]:
     _registry.reset()
     if hosts > 1:
         name = f"host {int(os.environ['RANK']) * hosts // int(os.environ['WORLD_SIZE'])}"
-        _once_per_host._host = lambda: name
+        roster_once_per_host._host = lambda: name
     start = time.monotonic()
     try:
         if by == "torch":
@@ -110,7 +111,7 @@ def test_a_probe_that_hangs_is_an_error_on_every_rank_in_bounded_time_from_one_c
     told = ranks.run(4, _told, str(site.folder), "toy")
     assert len({said for said, _ in told}) == 1
     assert "its probe did not finish within 5 s and was killed" in told[0][0]
-    assert max(seconds for _, seconds in told) < _once_per_host.PATIENCE
+    assert max(seconds for _, seconds in told) < roster_once_per_host.PATIENCE
     assert asked.read_text() == "asked\n"
 
 

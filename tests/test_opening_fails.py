@@ -19,8 +19,8 @@ from throwaway_plugins import GOOD_HOOK, PREAMBLE, Site
 
 import devices
 from devices import Backend, Capabilities, Device, Group, Probe, Store, _registry
-from devices._c10d_create import create_process_group
 from devices._registry import Choice
+from devices.c10d.create import create_process_group
 from devices.errors import CollectiveTimeoutError, PluginError
 
 

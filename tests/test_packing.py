@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices._packing import pack, pack_parts, row_of, unpack, unpack_parts, unwrap
+from devices.calls.packing import pack, pack_parts, row_of, unpack, unpack_parts, unwrap
 from devices.errors import ArgumentError
 
 shapes = st.lists(st.lists(st.integers(0, 3), max_size=3).map(torch.Size), min_size=1, max_size=4)

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 
 import devices
-from devices._rendezvous import is_loopback, serve
-from devices._secret import authenticate
 from devices.errors import WorldError
+from devices.meeting.rendezvous import is_loopback, serve
+from devices.meeting.secret import authenticate
 from devices.testing import run_processes
 
 SECRET = "correct horse battery staple"

@@ -8,11 +8,11 @@ from typing import final
 import torch
 
 from devices._backend import Communicator, Group, Message, Pending, PendingFrom
-from devices._flight import GroupRecorder, end
 from devices.algorithms.as_bytes import as_bytes
 from devices.algorithms.lowerings import own_verbs
 from devices.algorithms.requirements import Requirements
 from devices.algorithms.started import DONE, Started, StartedFrom, fail, go_on_beside
+from devices.recorder.record import GroupRecorder, end
 
 
 @final

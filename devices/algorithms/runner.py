@@ -10,11 +10,11 @@ import torch
 
 from devices._backend import Asked, Communicator, Pending
 from devices._capture import is_capturing
-from devices._flight import DTYPE, NUMEL, OP, ROOT, VERB, GroupRecorder, Record, end
 from devices.algorithms.started import DONE, Started, fail
 from devices.algorithms.streams import OnStream
 from devices.algorithms.worker import Job, Worker
 from devices.errors import CollectiveError
+from devices.recorder.record import DTYPE, NUMEL, OP, ROOT, VERB, GroupRecorder, Record, end
 
 Start = tuple[Pending, Callable[[], None] | None]
 """A verb of the communicator's own that was started, and what remains to be done once it is through."""

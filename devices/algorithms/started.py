@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import NoReturn, final
 
 from devices._backend import Group, Pending, PendingFrom
-from devices._flight import ENDED, VERB, GroupRecorder, Record, end
 from devices.algorithms import forked
 from devices.errors import CollectiveError, CollectiveTimeoutError, DevicesError
+from devices.recorder.record import ENDED, VERB, GroupRecorder, Record, end
 
 
 @final

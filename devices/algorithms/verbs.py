@@ -10,8 +10,6 @@ from typing import Any, final
 import torch
 
 from devices._backend import Capabilities, Communicator, Group, Message, Pending, PendingFrom
-from devices._flight import VERB, Record, end
-from devices._flight_files import join
 from devices._store import Store
 from devices.algorithms import forked
 from devices.algorithms.arithmetic import MEANINGFUL, check_reduction
@@ -25,6 +23,8 @@ from devices.algorithms.runner import Runner
 from devices.algorithms.started import DONE, Started, fail, failure
 from devices.algorithms.transport import Transport
 from devices.errors import DevicesError, PluginError, UnsupportedError
+from devices.recorder.files import join
+from devices.recorder.record import VERB, Record, end
 
 Tensor = torch.Tensor
 

@@ -18,9 +18,9 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 
-from devices._launch import launch
 from devices.catalogue import load
 from devices.errors import ArgumentError
+from devices.meeting.launch import launch
 from devices.testing._device_tensors import device_tensors
 from devices.testing._emulation import emulate
 from devices.testing._portability import Finding, as_data, find

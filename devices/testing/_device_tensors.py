@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from devices import _torch
-from devices._c10d import DevicesGroup
 from devices._world import World
 from devices.algorithms.started import Started
 from devices.algorithms.verbs import Verbs
+from devices.c10d.group import DevicesGroup
 from devices.errors import ArgumentError, UnsupportedError
 from devices.fabric.progress import FabricWork
 from devices.testing import _device_answers, _device_functions, _device_runtime

@@ -177,7 +177,7 @@ def run_outcomes(
     That a rank of `mortal` dies is no failure, and the others go on. `kinds` and `assumed` say of what targets the
     ranks are, if they are of several.
     """
-    from devices._rendezvous import serve
+    from devices.meeting.rendezvous import serve
 
     if not isinstance(ranks, int) or ranks < 1:
         raise ArgumentError(f"ranks={ranks!r}: a run needs at least one rank")

@@ -15,10 +15,9 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 
-from devices import _autoload, _flight, _observing, _registry, _torch
+from devices import _autoload, _observing, _registry, _torch
 from devices._backend import Backend, Group
 from devices._interop import Shared
-from devices._launch import Launch, tell
 from devices._registry import Choice
 from devices._world import init
 from devices.algorithms.concurrency import use
@@ -34,6 +33,8 @@ from devices.errors import (
 from devices.fabric.communicator import FabricCommunicator
 from devices.fabric.interface import Fabric
 from devices.fabric.progress import Progress
+from devices.meeting.launch import Launch, tell
+from devices.recorder import record
 from devices.testing._alike import difference
 from devices.testing._baton import Baton, Released, Task
 from devices.testing._diagnosis import diagnose
@@ -242,7 +243,7 @@ class _Run:
         else:
             use(BatonThreads(self.baton, rank))
             choice = self._chosen(rank, progress)
-        _flight.use(_flight.Recorder())
+        record.use(record.Recorder())
         tell(Launch(rank, self.ranks, store, choice, f"{self.ranks} threads of one process"))
         # Backward stays on the rank's thread, where the rank's groups are.
         world_of_its_own = init(timeout=self.timeout) if self.opens else _closed_at_last()
@@ -257,7 +258,7 @@ class _Run:
                 self.baton.stop(error, self.baton.task)
                 raise
             finally:
-                if (changed := _flight.recorder().changed) is not None:
+                if (changed := record.recorder().changed) is not None:
                     changed("exit")
 
     def _chosen(self, rank: int, progress: Progress) -> Choice:

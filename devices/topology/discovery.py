@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from devices import _registry
-from devices._answers import Links
+from devices.roster.answers import Links
 from devices.topology.graph import Link, Node, Topology
 
 

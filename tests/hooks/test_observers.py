@@ -16,8 +16,8 @@ from throwaway_plugins import Site
 import devices
 import devices.testing
 from devices import Called, Ended, Group, Observer, _observing
-from devices._groups import verbs_over
 from devices.algorithms.verbs import Verbs
+from devices.calls.groups import verbs_over
 from devices.errors import ArgumentError, PluginError, UnsupportedError
 
 pytestmark = pytest.mark.slow

@@ -88,7 +88,7 @@ def import_suite(group: str, ranks: int, decided_as: str) -> type[unittest.TestC
     from torch.testing._internal.distributed import distributed_test as suite
 
     if group == "devices":
-        importlib.import_module("devices._c10d_create")  # once, instead of in every rank of every test
+        importlib.import_module("devices.c10d.create")  # once, instead of in every rank of every test
     # The tests were chosen for `decided_as` while the suite was imported; what they open from here on is `group`.
     suite.BACKEND = Name(group)
     suite.BACKEND.decided_as = decided_as

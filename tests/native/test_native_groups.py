@@ -178,9 +178,9 @@ def closed(folder: str) -> None:
         for _ in range(5):
             dist.destroy_process_group(dist.new_group([0, 1]))
         gc.collect()
-        from devices import _lanes
+        from devices.c10d import lanes as c10d_lanes
 
-        assert len(_lanes._native) == 1, "the lanes of groups that nobody has any more are kept"
+        assert len(c10d_lanes._native) == 1, "the lanes of groups that nobody has any more are kept"
 
 
 def test_what_torch_destroys_is_closed_and_forgotten_and_a_world_may_be_opened_again(folder: str) -> None:

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from devices import Capabilities, Communicator, Device, Group, Pending, ProcessGroupCommunicator, Store
-from devices._flat import Call
 from devices.algorithms.started import DONE
 from devices.algorithms.verbs import Verbs
+from devices.calls.flat import Call
 
 SIZE = 4
 

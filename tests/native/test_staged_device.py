@@ -12,8 +12,8 @@ import torch.distributed as dist
 
 import devices
 from devices import Capabilities
-from devices._lanes import lanes_of
 from devices.algorithms.verbs import Verbs
+from devices.c10d.lanes import lanes_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "neuron"))
 

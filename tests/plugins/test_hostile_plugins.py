@@ -86,8 +86,8 @@ def test_the_cpu_backend_is_opened_by_name_with_no_plugin_asked_or_imported(site
         import devices
         def refused(*args, **keywords):
             raise AssertionError("a child was started")
-        from devices import _survey
-        _survey.ask = refused
+        from devices.roster import survey
+        survey.ask = refused
         import torch
         with devices.init("cpu") as world:
             print(devices.all_reduce(torch.ones(2)).tolist(), world.backend)
@@ -116,8 +116,8 @@ def test_auto_takes_one_that_is_whole_and_says_of_each_other_why_not(site: Site)
         choice = _registry.choose()
         assert time.monotonic() - begun < 200
         print(choice)
-        from devices import _survey
-        _survey.ask = None  # nobody is asked again
+        from devices.roster import survey
+        survey.ask = None  # nobody is asked again
         _registry.choose(), devices.backends(), _registry.plugins()
         print("asked once")
     """
@@ -143,6 +143,6 @@ def test_nothing_that_hung_is_left_running(site: Site, report: dict[str, Any]) -
             command = (process / "cmdline").read_bytes().decode(errors="replace")
         except (OSError, ValueError):
             continue
-        if process.name.isdigit() and mark in command and "_survey_child" in command:
+        if process.name.isdigit() and mark in command and "survey_child" in command:
             left.append(command)
     assert left == []

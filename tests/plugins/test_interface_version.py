@@ -9,8 +9,8 @@ import pytest
 from throwaway_plugins import GOOD_HOOK, PREAMBLE, Site
 
 import devices
-from devices import _plugin
 from devices.errors import PluginError
+from devices.roster import plugin as roster_plugin
 
 WRITTEN_FOR_1 = """
 from devices import Backend, Capabilities, Communicator, Device, Probe, hookimpl
@@ -106,11 +106,11 @@ def _backend(attributes: str) -> Any:
 
 
 def test_a_later_version_takes_what_was_written_for_this_one_said_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_plugin, "INTERFACE_VERSION", 2)
+    monkeypatch.setattr(roster_plugin, "INTERFACE_VERSION", 2)
     for attributes in ("", "Throwaway.interface = 1", "Throwaway.interface = 2"):
-        _plugin._check_backend(_backend(attributes))
+        roster_plugin._check_backend(_backend(attributes))
     with pytest.raises(PluginError, match="written for version 3 of the plugin interface; this is version 2"):
-        _plugin._check_backend(_backend("Throwaway.interface = 3"))
+        roster_plugin._check_backend(_backend("Throwaway.interface = 3"))
 
 
 def test_a_plugin_of_next_year_is_refused_with_both_versions_and_what_to_do(site: Site) -> None:

@@ -61,7 +61,7 @@ class Vendor(devices.Backend):
 
 
 def group_of(world: devices.World) -> FewVerbs:
-    from devices._groups import own_verbs
+    from devices.calls.groups import own_verbs
 
     found: FewVerbs = own_verbs(None)._communicator._group  # type: ignore[union-attr]
     return found

@@ -59,7 +59,7 @@ def test_ranks_that_are_threads_use_the_backend_that_is_given() -> None:
 
 def test_each_thread_has_the_device_of_its_rank() -> None:
     def index(world: Any) -> int:
-        from devices._c10d import DevicesGroup
+        from devices.c10d.group import DevicesGroup
 
         assert isinstance(dist.group.WORLD, DevicesGroup)
         return dist.group.WORLD.group.device.index

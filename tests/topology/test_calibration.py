@@ -8,7 +8,7 @@ import pytest
 
 import devices.testing
 from devices.__main__ import main
-from devices._calibrate import VERBS, calibrate, keep, measure
+from devices.command.calibrate import VERBS, calibrate, keep, measure
 from devices.errors import ArgumentError, TopologyError
 from devices.topology import predict, read_calibration
 from devices.topology.calibration import Knot, knot_of

@@ -140,7 +140,7 @@ def communicators_ended_twice(world: devices.World) -> None:
     import dataclasses
 
     # A vendor's own group is one of torch's, whose lanes are kept beside it.
-    from devices._lanes import lanes_of
+    from devices.c10d.lanes import lanes_of
 
     lanes: Any = lanes_of(dist.group.WORLD)
     rank, size = world.rank, world.size

@@ -7,8 +7,8 @@ import io
 from dataclasses import dataclass
 from typing import Any, final
 
-from devices._groups import own_verbs
 from devices.algorithms.verbs import Verbs
+from devices.calls.groups import own_verbs
 from devices.testing.conformance.calls import REDUCING
 from devices.testing.conformance.check import Broken
 from devices.testing.conformance.subject import Subject

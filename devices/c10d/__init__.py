@@ -1,0 +1,1 @@
+"""The process group that torch knows as "devices"."""

@@ -1,0 +1,1 @@
+"""How a verb over any tensors becomes calls over flat ones."""

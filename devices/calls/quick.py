@@ -1,0 +1,143 @@
+"""Verbs over one plain tensor, split and joined along dim 0: what most calls are, at the least cost.
+
+Each returns `NOT_PLAIN` before anything is sent where the call is of another kind, or is wrong: `Verb` packs and copies
+what lies otherwise, and says what is wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+
+from devices.algorithms.arithmetic import MEANINGFUL
+from devices.calls.groups import GroupLike, verbs_over
+from devices.calls.packing import Tensor, Tensors
+
+NOT_PLAIN: Final = object()
+"""What is returned where a call is for `Verb`."""
+
+_is_compiling = torch.compiler.is_compiling
+_STRIDED = torch.strided
+
+
+def is_plain(x: object) -> bool:
+    """Return whether a verb may work on the memory of `x` as it lies there."""
+    return (
+        # First: of what is traced not all of the rest can be asked.
+        not _is_compiling()
+        and type(x) is Tensor
+        and not x.requires_grad
+        and x.layout is _STRIDED
+        and x.is_contiguous()
+        # Of one element torch calls any stride contiguous, but does not view all of them as bytes.
+        and (x.numel() > 1 or (x.ndim == 1 and x.stride(0) == 1 and x.numel() == 1))
+        and not x.is_conj()
+        and not x.is_neg()
+    )
+
+
+def broadcast(x: Any, group: GroupLike, src: int, out: Tensors | None) -> Any:
+    if not is_plain(x):
+        return NOT_PLAIN
+    verbs = verbs_over(group, x)
+    is_given = verbs.group.rank == src
+    if type(src) is not int or not 0 <= src < verbs.group.size:
+        return NOT_PLAIN
+    if out is not x:
+        given = x
+        if (x := _result(given, given.shape, out)) is None:
+            return NOT_PLAIN
+        if is_given:
+            x.copy_(given)
+    verbs.broadcast(_flat(x), src)
+    return x
+
+
+def reduce(x: Any, group: GroupLike, dst: int, op: str, out: Tensors | None) -> Any:
+    if not is_plain(x) or (op, x.dtype) not in MEANINGFUL:
+        return NOT_PLAIN
+    verbs = verbs_over(group, x)
+    if type(dst) is not int or not 0 <= dst < verbs.group.size:
+        return NOT_PLAIN
+    if verbs.group.rank != dst:
+        # Nothing is written there.
+        verbs.reduce(_flat(x), dst, op)
+        return None
+    if out is not x:
+        given = x
+        if (x := _result(given, given.shape, out)) is None:
+            return NOT_PLAIN
+        x.copy_(given)
+    verbs.reduce(_flat(x), dst, op)
+    return x
+
+
+def all_gather(x: Any, group: GroupLike, out: Tensors | None) -> Any:
+    if not is_plain(x):
+        return NOT_PLAIN
+    verbs = verbs_over(group, x)
+    if (result := _result(x, _joined(x, verbs.group.size), out)) is None:
+        return NOT_PLAIN
+    verbs.all_gather(_flat(result), _flat(x))
+    return result
+
+
+def gather(x: Any, group: GroupLike, dst: int, out: Tensors | None) -> Any:
+    if not is_plain(x):
+        return NOT_PLAIN
+    verbs = verbs_over(group, x)
+    if type(dst) is not int or not 0 <= dst < verbs.group.size:
+        return NOT_PLAIN
+    if verbs.group.rank != dst:
+        verbs.gather(None, _flat(x), dst)
+        return None
+    if (result := _result(x, _joined(x, verbs.group.size), out)) is None:
+        return NOT_PLAIN
+    verbs.gather(_flat(result), _flat(x), dst)
+    return result
+
+
+def reduce_scatter(x: Any, group: GroupLike, op: str, out: Tensors | None) -> Any:
+    if not is_plain(x) or (op, x.dtype) not in MEANINGFUL:
+        return NOT_PLAIN
+    verbs = verbs_over(group, x)
+    length, left = divmod(x.shape[0], verbs.group.size)
+    if left or (result := _result(x, (length, *x.shape[1:]), out)) is None:
+        return NOT_PLAIN
+    verbs.reduce_scatter(_flat(result), _flat(x), op)
+    return result
+
+
+def all_to_all(x: Any, group: GroupLike, out: Tensors | None) -> Any:
+    if not is_plain(x):
+        return NOT_PLAIN
+    verbs = verbs_over(group, x)
+    if x.shape[0] % verbs.group.size or (result := _result(x, x.shape, out)) is None:
+        return NOT_PLAIN
+    verbs.all_to_all(_flat(result), _flat(x))
+    return result
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x if x.ndim == 1 else x.view(-1)
+
+
+def _joined(x: Tensor, size: int) -> tuple[int, ...]:
+    return x.shape[0] * size, *x.shape[1:]
+
+
+def _result(x: Tensor, shape: tuple[int, ...], out: Tensors | None) -> Tensor | None:
+    """Return what is to hold the result of `x`, a new tensor or `out`; None if that is not plain memory of its own."""
+    if out is None:
+        return x.new_empty(shape)
+    if (
+        isinstance(out, Tensor)
+        and is_plain(out)
+        and out.shape == shape
+        and out.dtype is x.dtype
+        and out.device.type == x.device.type
+        and out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+    ):
+        return out
+    return None

@@ -1,0 +1,115 @@
+"""The ranks of a world tell which backend each of them is of, and what they are where those are several."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+from devices import _registry
+from devices._backend import INTERFACE_VERSION, Backend, Group
+from devices.domains.vendors import Card, Vendors
+from devices.errors import WorldError
+from devices.fabric.host.meeting import domain_name
+from devices.meeting.roll_call import Entry, Gone, process
+from devices.roster.answers import capabilities_of
+
+
+@final
+class Mixed:
+    """A world of several backends.
+
+    Args:
+        vendors: what its ranks are.
+        processes: which process each rank is, by rank of the world.
+    """
+
+    def __init__(self, vendors: Vendors, processes: Sequence[Entry]) -> None:
+        self.vendors = vendors
+        self._processes = processes
+
+    def gone(self, group: Group) -> Callable[[], str]:
+        """Return what says which ranks of a group have died, of those on this host; nothing if none has."""
+        return Gone({rank: self._processes[rank] for rank in group.ranks}, group.ranks[group.rank])
+
+
+def meet(group: Group, backend: Backend) -> Mixed | None:
+    """Return what the ranks of a world are, if they are of several backends; every rank calls this before it opens.
+
+    Raises:
+        WorldError: on every rank: two have other versions of a plugin or its interface, or one cannot say what it is.
+    """
+    told = _versions(group, _version(backend))
+    _check_versions(group, told)
+    if len({said["backend"] for said in told}) == 1:
+        return None
+    told = group.share("rank/card", _card(group, backend))
+    if faults := [
+        f"rank {rank} ({said['backend']}): {said['fault']}" for rank, said in enumerate(told) if "fault" in said
+    ]:
+        raise WorldError(f"{group}: the world of several backends cannot open: {'; '.join(faults)}")
+    return Mixed(Vendors([Card.from_json(said["card"]) for said in told]), [said["process"] for said in told])
+
+
+def _versions(group: Group, mine: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the versions of all ranks, which the first one collects: as a rule they are one, and soon read."""
+    key = "rank/backend"
+    if group.rank != 0:
+        group.store.set(f"{key}/{group.rank}", mine)
+        kinds, of = group.hear(f"{key}/all", 0)
+    else:
+        said = [mine, *(group.hear(f"{key}/{rank}", rank) for rank in range(1, group.size))]
+        kinds = [each for at, each in enumerate(said) if each not in said[:at]]
+        of = [kinds.index(each) for each in said] if len(kinds) > 1 else []
+        group.store.set(f"{key}/all", [kinds, of])
+    return [kinds[at] for at in of] if of else kinds * group.size
+
+
+def _version(backend: Backend) -> dict[str, Any]:
+    """Return what must be one on all ranks of a backend."""
+    return {
+        "backend": backend.name,
+        "plugin": _registry.release(backend.name),
+        "interface": backend.interface,
+        "devices": INTERFACE_VERSION,
+    }
+
+
+def _check_versions(group: Group, told: Sequence[dict[str, Any]]) -> None:
+    first: dict[str, tuple[int, dict[str, Any]]] = {}
+    for rank, said in enumerate(told):
+        other, before = first.setdefault(said["backend"], (rank, said))
+        for name, what in (("plugin", "the plugin is"), ("interface", "the plugin is written for interface")):
+            if said[name] != before[name]:
+                raise WorldError(
+                    f"{group}: ranks of backend {said['backend']!r} have two versions: {what} {before[name]} on rank "
+                    f"{other} and {said[name]} on rank {rank}; install the same on all"
+                )
+    ours = {said["devices"]: rank for rank, said in enumerate(told)}
+    if len(ours) > 1:
+        versions = " and ".join(f"{version} on rank {rank}" for version, rank in ours.items())
+        raise WorldError(f"{group}: `devices` has plugin interface {versions}; install the same on all")
+
+
+def _card(group: Group, backend: Backend) -> dict[str, Any]:
+    """Return what this rank tells of itself; what is wrong is told too, since all wait for it."""
+    try:
+        device = group.device
+        can = capabilities_of(backend, device)
+        reach: object = backend.reach(device)
+        if not isinstance(reach, str):
+            return {"backend": backend.name, "fault": f"its `reach` returned {reach!r}, which is no text"}
+        card = Card(
+            backend.name,
+            str(device),
+            device.type,
+            domain_name() if reach else platform.node(),
+            reach,
+            tuple(sorted(str(dtype).removeprefix("torch.") for dtype in can.dtypes)),
+            None if can.group_sizes is None else tuple(sorted(can.group_sizes)),
+            can.group_size_multiple,
+        )
+    except Exception as error:
+        # Every rank raises it; who raised here alone would be waited for.
+        return {"backend": backend.name, "fault": str(error) or type(error).__name__}
+    return {"card": card.to_json(), "process": process()}
