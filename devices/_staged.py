@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
@@ -188,12 +189,17 @@ class _Landing:
 
     def wait(self) -> None:
         self._pending.wait()
-        landed, self._landed = self._landed, ()
-        for tensor, there in landed:
+        for tensor, there in self._landed:
             tensor.copy_(there)
+        self._landed = ()
 
     def is_completed(self) -> bool:
-        return self._pending.is_completed()
+        if not self._pending.is_completed():
+            return False
+        # Who only asks reads the tensors then. An error is for who waits.
+        with contextlib.suppress(Exception):
+            self.wait()
+        return True
 
     def go_on_beside(self) -> None:
         """Be told that the program goes on beside them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import NoReturn, final
@@ -104,6 +105,10 @@ class Started:
 
     def is_completed(self) -> bool:
         is_done = self._is_done or self._is_left or self._pending.is_completed()
+        if is_done and self._finish is not None and not self._is_left:
+            # Who only asks reads the result then. An error is for who waits.
+            with contextlib.suppress(DevicesError):
+                self.wait()
         if is_done and not self._record[ENDED]:
             end(self._record)
         return is_done

@@ -6,6 +6,7 @@ plain `dist.ProcessGroup`, which cannot be told anything: its lanes are remember
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from typing import Any, final
 
@@ -124,8 +125,10 @@ class Lanes:
         if not self.is_closed and (observer := _observing.observer()) is not None:
             observer.closed(self.group)
         self.is_closed = True
-        for verbs in list(self.opened.values()):
-            verbs.close()
+        with contextlib.ExitStack() as closing:
+            # An error of one keeps none of the others open.
+            for verbs in reversed(self.opened.values()):
+                closing.callback(verbs.close)
 
 
 _native: dict[int, tuple[weakref.ref[dist.ProcessGroup], Lanes]] = {}

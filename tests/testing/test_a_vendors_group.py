@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -102,6 +103,19 @@ def every_verb(world: devices.World) -> None:
 
 def test_what_a_vendors_group_lacks_is_composed_from_what_it_has_or_refused() -> None:
     run(every_verb, ranks=3, backend=Vendor())
+
+
+def test_the_result_is_there_for_who_only_asks_whether_it_is() -> None:
+    def polled(world: devices.World) -> list[float]:
+        # The vendor adds up float32, so what it returns is still to be written into the 16 bits.
+        x = torch.full((3,), world.rank + 1.0, dtype=torch.bfloat16)
+        work = dist.all_reduce(x, async_op=True)
+        assert work is not None
+        while not work.is_completed():
+            time.sleep(0.001)
+        return x.tolist()
+
+    assert run(polled, ranks=2, backend=Vendor()) == [[3.0] * 3] * 2
 
 
 def test_equal_parts_go_to_the_vendors_own_all_to_all_and_others_do_not() -> None:
