@@ -13,6 +13,7 @@ from devices import _registry
 from devices._backend import Asked, Communicator, Group, Message, Pending, PendingFrom
 from devices._capture import is_capturing
 from devices._store import Store
+from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.algorithms.lowerings import own_verbs
 from devices.algorithms.started import DONE, go_on_beside
 from devices.errors import UnsupportedError
@@ -66,7 +67,8 @@ class StagedCommunicator(Communicator):
         self._device = device
         self._who = who
         self._is_pinned = _pins(device)
-        self.own = own_verbs(host)
+        self._messages = host if host.messages is None else host.messages
+        self.own = own_verbs(host) - {"recv_any"} | own_verbs(self._messages) & {"recv_any"}
         self.even = host.even
         self.reductions = host.reductions if host.reductions is not None else reductions  # type: ignore[assignment]
         carrier = host.note or type(host).__name__
@@ -157,11 +159,14 @@ class StagedCommunicator(Communicator):
         out = [replace(send, tensor=self._down(send.tensor)) for send in sends]
         into = [replace(recv, tensor=self._empty(recv.tensor)) for recv in recvs]
         landed = [(recv.tensor, there.tensor) for recv, there in zip(recvs, into, strict=True)]
-        return _Landing(self._host.exchange(out, into), landed)
+        # A program's own have their tags, which what carries the host's collectives may not keep apart.
+        is_programs = any(message.tag < COLLECTIVE_TAG for message in (*sends, *recvs))
+        carrier = self._messages if is_programs else self._host
+        return _Landing(carrier.exchange(out, into), landed)
 
     def recv_any(self, tensor: Tensor, tag: int) -> PendingFrom:
         there = self._empty(tensor)
-        pending = self._host.recv_any(there, tag)
+        pending = self._messages.recv_any(there, tag)
         return _LandingFrom(_Landing(pending, [(tensor, there)]), pending)
 
     def survivors(self) -> tuple[tuple[int, ...], Store]:

@@ -60,7 +60,11 @@ class Bridge:
         self, sends: Sequence[tuple[int, Tensor]], recvs: Sequence[tuple[int, Tensor]], tag: int = COLLECTIVE_TAG
     ) -> Crossing:
         """Start messages to and from ranks of the group; those of two ranks and a tag are matched in their order."""
-        out, into = ([_message(*each, tag) for each in messages if each[1].numel()] for messages in (sends, recvs))
+        return self.exchange(*([_message(*each, tag) for each in messages] for messages in (sends, recvs)))
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Crossing:
+        """Start messages, each by its own tag."""
+        out, into = ([each for each in messages if each.tensor.numel()] for messages in (sends, recvs))
         exchange, near = self.communicator.exchange, self.near
         far = [(recv.peer, exchange([], [recv])) for recv in into if recv.peer not in near]
         far += [(send.peer, exchange([send], [])) for send in out if send.peer not in near]

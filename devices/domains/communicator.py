@@ -347,8 +347,7 @@ class DomainsCommunicator(Communicator):
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
         # Of a verb that is composed of messages: what goes wrong in it is told to all, as in any other.
-        out, into = ([(each.peer, each.tensor) for each in messages] for messages in (sends, recvs))
-        return Watched(self._alarm, [self._bridge.start(out, into)])
+        return Watched(self._alarm, [self._bridge.exchange(sends, recvs)])
 
     # The end.
 

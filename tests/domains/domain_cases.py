@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ import torch.distributed as dist
 
 import devices
 from devices import errors
+from devices.algorithms.verbs import Verbs
+from devices.c10d.lanes import lanes_of
 from devices.fabric.host import meeting
 
 
@@ -93,6 +96,42 @@ def messages(me: int, n: int, size: int) -> None:
             sources.append(dist.recv(found, tag=7))
             same(found, of(sources[-1], size))
         assert sorted(sources) == others
+
+
+def through_host(domains: Sequence[int]) -> None:
+    """Let rank 0 send to rank 1 of another domain what goes through host memory, by several tags."""
+    with world(domains) as w:
+        lanes = lanes_of(dist.group.WORLD)
+        assert lanes is not None
+        group = replace(lanes.group, store=lanes.group.store.under("staged"), name="staged")
+        verbs = Verbs(devices.open_staged(group, "a test"), group, devices.Capabilities(frozenset()))
+        total = torch.full((4,), float(w.rank))
+        if w.rank == 1:
+            # Asked for in another order than they are sent in, and one of another size; all before the sum.
+            sizes = {3: 9, 2: 4, 1: 4}
+            came = {tag: torch.empty(size) for tag, size in sizes.items()}
+            works = [verbs.recv(came[tag], 0, tag, async_op=True) for tag in sizes]
+            verbs.all_reduce(total)
+            for work in works:
+                work.wait()
+            for tag, size in sizes.items():
+                same(came[tag], of(tag, size))
+            found = torch.empty(5)
+            work = verbs.recv_any(found, tag=4)
+            work.wait()
+            assert work.source() == 0
+            same(found, of(4, 5))
+        else:
+            sent = (
+                [verbs.send(of(t, n), 1, t, async_op=True) for t, n in ((1, 4), (2, 4), (3, 9))] if not w.rank else []
+            )
+            verbs.all_reduce(total)
+            for work in sent:
+                work.wait()
+            if w.rank == 0:
+                verbs.send(of(4, 5), 1, tag=4)
+        same(total, torch.full((4,), float(sum(range(w.size)))))
+        verbs.close()
 
 
 def same(found: torch.Tensor, expected: torch.Tensor) -> None:

@@ -31,6 +31,10 @@ def test_every_verb_computes_what_plain_torch_does(domains: tuple[int, ...], lin
     assert len({said.partition("island-0 (")[2] for said in told if "inside of them shared memory" in said}) == 1
 
 
+def test_messages_through_host_memory_keep_their_tags() -> None:
+    ranks.run(3, cases.through_host, (0, 1, 1), timeout=90)
+
+
 def test_sums_have_the_same_bits_on_all_ranks_and_each_time() -> None:
     found = ranks.run(5, cases.same_bits, (0, 1, 0, 2, 1), ("3e9", "1e9", "1e9", "2e9", "4e9"), timeout=120)
     assert len({bits for each in found for bits in each}) == 1
