@@ -11,6 +11,7 @@ from typing import final
 
 from devices._backend import Group
 from devices._store import Store
+from devices.domains.ended import Asking, Ended
 from devices.errors import CollectiveError, CollectiveTimeoutError, MismatchError
 
 LOOK = 0.25
@@ -33,16 +34,16 @@ class Alarm:
         gone: says which ranks of this host have died, where what carries a domain may not notice; nothing if none has.
     """
 
-    def __init__(
-        self, group: Group, domain: str, give_up: Callable[[], None], gone: Callable[[], str] | None = None
-    ) -> None:
+    def __init__(self, group: Group, domain: str, give_up: Callable[[], None], gone: Ended | None = None) -> None:
         self._group = group
         self._store: Store = group.store.under("alarm")
+        self._asking = Asking(self._store)
         self._domain = domain
         self._give_up = weakref.WeakMethod(give_up)
         self._gone = gone
         self._lost = ""
         self._is_closed = False
+        self._has_left = False
         self._calls = 0
         self._lock = threading.Lock()
         self._looks = False
@@ -110,6 +111,7 @@ class Alarm:
 
     def leave(self, reason: str) -> None:
         """Say that this rank's program ends, and for what error."""
+        self._has_left = True
         if self.error is None:
             leaving = threading.Thread(target=self._say, args=(reason,), daemon=True)
             leaving.start()
@@ -140,19 +142,26 @@ class Alarm:
             if (give_up := self._give_up()) is not None:
                 give_up()
             return False
-        try:
-            has_failed = self._store.torch.check(["error"])
-        except Exception:
-            # Who serves the store may have ended, whom this group does not need; who does not answer is noticed.
-            return False
-        if has_failed and self._calls and (give_up := self._give_up()) is not None:
+        # Who serves the store may have ended, whom this group does not need: who dies is noticed all the same.
+        if self._asking.has("error") and self._calls and (give_up := self._give_up()) is not None:
             give_up()
             return False
         return True
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Look no more."""
         self._is_closed = True
+
+    def abandon(self) -> None:
+        """Look no more, this rank having given the group up: it is not through."""
+        self._has_left = True
+        self.stop()
+
+    def close(self) -> None:
+        """Look no more, and say that this rank is through, if it is."""
+        self.stop()
+        if self._gone is not None and self.error is None and not self._has_left:
+            self._gone.close()
 
 
 def _watch(alarm: weakref.ref[Alarm]) -> None:

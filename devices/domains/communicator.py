@@ -20,6 +20,7 @@ from devices.algorithms.lines import caller
 from devices.algorithms.started import DONE
 from devices.domains.alarm import Alarm
 from devices.domains.bridge import Bridge
+from devices.domains.ended import Ended
 from devices.domains.inside import Inside
 from devices.domains.members import Domains, crossings
 from devices.domains.messages import DomainsMessages, Watched
@@ -81,7 +82,7 @@ class DomainsCommunicator(Communicator):
         between: Communicator,
         reductions: Mapping[str, frozenset[torch.dtype]],
         note: str,
-        gone: Callable[[], str] | None = None,
+        gone: Ended | None = None,
     ) -> None:
         self._group, self._domains, self._shares = group, domains, shares
         self._inside, self._between = inside, between
@@ -372,7 +373,7 @@ class DomainsCommunicator(Communicator):
         return self._recovery.run()
 
     def abort(self) -> None:
-        self._alarm.close()
+        self._alarm.abandon()
         self._give_up()
 
     def close(self) -> None:
@@ -380,10 +381,11 @@ class DomainsCommunicator(Communicator):
             return
         self._is_closed = True
         open_here.discard(self)
-        self._alarm.close()
+        self._alarm.stop()
         self._recovery = None
         try:
             if self._inside.communicator is not None:
                 self._inside.communicator.close()
         finally:
             self._between.close()
+        self._alarm.close()

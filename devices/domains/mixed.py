@@ -13,6 +13,7 @@ from devices._staged import StagedCommunicator, open_host
 from devices.algorithms.verbs import Verbs
 from devices.domains import bandwidth
 from devices.domains.communicator import DomainsCommunicator
+from devices.domains.ended import Ended
 from devices.domains.inside import Inside, compares
 from devices.domains.natively import Natively
 from devices.domains.opening import GRACE
@@ -21,12 +22,13 @@ from devices.domains.shares import Shares
 from devices.domains.vendors import Vendors
 from devices.errors import CollectiveTimeoutError, DevicesError, UnsupportedError, WorldError
 from devices.fabric.communicator import REDUCTIONS
+from devices.fabric.host.communicator import SharedMemoryCommunicator
 
 _LOOK = 0.1
 
 
 def open_mixed(
-    group: Group, vendors: Vendors, open_native: Callable[[Group], Verbs], gone: Callable[[], str]
+    group: Group, vendors: Vendors, open_native: Callable[[Group], Verbs], dead: Callable[[], frozenset[int]]
 ) -> Communicator:
     """Return a communicator over a group whose ranks are of several backends; every member calls this.
 
@@ -37,7 +39,7 @@ def open_mixed(
         group: the members.
         vendors: what they are.
         open_native: opens this rank's backend over its domain.
-        gone: says which of them have died; nothing if none has.
+        dead: says which of them have ended, of those on this host, by ranks of the world.
 
     Raises:
         UnsupportedError: on every rank: there is no way between them, or a domain may not have so many ranks.
@@ -85,6 +87,8 @@ def open_mixed(
     inside = Inside(carried, place, len(members), between, compares_all=compares(host))
     if isinstance(links, str):
         links = bandwidth.measured(group, domains, between)
+    has_left = host.has_left if isinstance(host, SharedMemoryCommunicator) else None
+    gone = Ended(group, dead, has_left)
     shares = Shares(domains, links)
     here = native.note if native is not None else "nothing"
     note = f"{domains}; inside of {domains.names[mine]} {here}, between the domains host memory: {host.note}"

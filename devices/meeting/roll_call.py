@@ -152,8 +152,12 @@ class Gone:
         """Say nothing from now on: a rank that has done its part may end."""
         self._peers = None
 
+    def dead(self) -> frozenset[int]:
+        """Return which have ended."""
+        return self._peers.dead() if self._peers else frozenset()
+
     def __call__(self) -> str:
-        dead = self._peers.dead() if self._peers else frozenset()
+        dead = self.dead()
         return f"{_named(sorted(dead))} died" if dead else ""
 
 

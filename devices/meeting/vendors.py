@@ -28,9 +28,9 @@ class Mixed:
         self.vendors = vendors
         self._processes = processes
 
-    def gone(self, group: Group) -> Callable[[], str]:
-        """Return what says which ranks of a group have died, of those on this host; nothing if none has."""
-        return Gone({rank: self._processes[rank] for rank in group.ranks}, group.ranks[group.rank])
+    def gone(self, group: Group) -> Callable[[], frozenset[int]]:
+        """Return what says which ranks of a group have ended, of those on this host."""
+        return Gone({rank: self._processes[rank] for rank in group.ranks}, group.ranks[group.rank]).dead
 
 
 def meet(group: Group, backend: Backend) -> Mixed | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -11,6 +12,7 @@ import torch.distributed as dist
 
 from devices import Device, Group, Store
 from devices.domains.alarm import Alarm
+from devices.domains.ended import Ended
 from devices.domains.vendors import Card, Vendors
 from devices.errors import CollectiveError, UnsupportedError
 
@@ -75,18 +77,74 @@ class Waiting:
         self.given_up.set()
 
 
-def test_a_death_that_a_vendors_group_does_not_notice_ends_the_call_and_is_named() -> None:
-    group = Group((4, 5), 0, Device("chip", "cpu", 0), Store(dist.HashStore()), timedelta(seconds=60), "mixed")
-    waiting, dead = Waiting(), threading.Event()
-    alarm = Alarm(group, "chip", waiting.give_up, lambda: "rank 5 died" if dead.is_set() else "")
+class Ranks:
+    """Ranks 4, 5 and 6 of a world, of which rank 4 waits in a vendor's group that does not notice who dies."""
 
-    def call() -> None:
-        with alarm:
-            assert not waiting.given_up.wait(0.5), "nobody has died"
-            dead.set()
-            assert waiting.given_up.wait(30)
+    def __init__(self, store: dist.Store, has_left: Callable[[int], bool] | None = None) -> None:
+        self.ended: frozenset[int] = frozenset()
+        self.waiting = Waiting()
+        self._store = store
+        self._has_left = has_left
+        self.alarm = self.alarm_of(4)
+
+    def alarm_of(self, rank: int) -> Alarm:
+        device = Device("chip", "cpu", 0)
+        group = Group((4, 5, 6), rank - 4, device, Store(self._store), timedelta(seconds=60), "mixed")
+        return Alarm(group, "chip", self.waiting.give_up, Ended(group, lambda: self.ended, self._has_left))
+
+    def told(self, meanwhile: Callable[[], None]) -> str:
+        """Return what rank 4's call raises, during which rank 6 dies in the end."""
+        with pytest.raises(CollectiveError) as caught:
+            self._call(meanwhile)
+        self.alarm.close()
+        return str(caught.value)
+
+    def _call(self, meanwhile: Callable[[], None]) -> None:
+        with self.alarm:
+            meanwhile()
+            assert not self.waiting.given_up.wait(0.7), "nobody has died"
+            self.ended |= {6}
+            assert self.waiting.given_up.wait(30)
             raise RuntimeError("aborted")
 
-    with pytest.raises(CollectiveError, match="chip: rank 5 died, as rank 4 of chip found"):
-        call()
-    alarm.close()
+
+def test_a_death_that_a_vendors_group_does_not_notice_ends_the_call_and_is_named() -> None:
+    assert "chip: rank 6 died, as rank 4 of chip found" in Ranks(dist.HashStore()).told(lambda: None)
+
+
+def test_a_rank_that_is_through_may_end_while_others_are_in_a_call() -> None:
+    ranks = Ranks(dist.HashStore())
+
+    def rank_5_is_through() -> None:
+        ranks.alarm_of(5).close()
+        ranks.ended = frozenset({5})
+
+    assert "chip: rank 6 died, as" in ranks.told(rank_5_is_through)
+
+
+def test_a_rank_that_gave_the_group_up_and_ends_has_died() -> None:
+    for leave in (Alarm.abandon, lambda alarm: alarm.leave("ValueError")):
+        ranks = Ranks(dist.HashStore())
+        given_up = ranks.alarm_of(6)
+        leave(given_up)
+        given_up.close()
+        assert "chip: rank 6 died, as" in ranks.told(lambda: None)
+
+
+def test_who_dies_is_noticed_when_the_store_is_gone_or_does_not_answer() -> None:
+    served = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", served.port, is_master=False, wait_for_workers=False)
+    ranks = Ranks(store, has_left=[False, True, False].__getitem__)
+    # A wait on another thread holds the connection.
+    waits = threading.Thread(target=store.wait, args=(["never"], timedelta(seconds=60)), daemon=True)
+    waits.start()
+
+    def rank_5_is_through() -> None:
+        ranks.ended = frozenset({5})
+
+    assert "chip: rank 6 died, as" in ranks.told(rank_5_is_through)
+    served.set("never", "")
+    waits.join(30)
+    del served
+    lost = Ranks(store, has_left=[False, True, False].__getitem__)
+    assert "chip: rank 6 died, as" in lost.told(lambda: None)

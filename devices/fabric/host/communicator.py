@@ -348,6 +348,10 @@ class SharedMemoryCommunicator(Communicator):
         self._watch.leave(reason)
         self._has_ended = True
 
+    def has_left(self, rank: int) -> bool:
+        """Return whether a rank of the group has closed it, and not for an error."""
+        return self._watch.has_left(rank) and self._watch.report(rank).get("kind") != "raised"
+
     def survivors(self) -> tuple[tuple[int, ...], Store]:
         # Those of other groups wait for who has died too.
         open_here.abort_all()
