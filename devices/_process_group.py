@@ -18,6 +18,7 @@ from devices._backend import Communicator, Group, Message, Pending, PendingFrom
 from devices._store import Store
 from devices._work import Together
 from devices.algorithms.executor import COLLECTIVE_TAG
+from devices.algorithms.started import wait_however_long
 from devices.errors import ArgumentError
 from devices.fabric.host import open_here
 
@@ -232,6 +233,10 @@ class _FromAny:
 
     def wait(self) -> object:
         return self._work.wait()
+
+    def wait_however_long(self) -> None:
+        """Wait while the program does other things."""
+        wait_however_long(self._work)
 
     def is_completed(self) -> bool:
         return self._work.is_completed()

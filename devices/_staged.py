@@ -15,7 +15,7 @@ from devices._capture import is_capturing
 from devices._store import Store
 from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.algorithms.lowerings import own_verbs
-from devices.algorithms.started import DONE, go_on_beside
+from devices.algorithms.started import DONE, go_on_beside, wait_however_long
 from devices.errors import UnsupportedError
 from devices.roster.answers import capabilities_of
 
@@ -194,6 +194,14 @@ class _Landing:
 
     def wait(self) -> None:
         self._pending.wait()
+        self._land()
+
+    def wait_however_long(self) -> None:
+        """Wait while the program does other things."""
+        wait_however_long(self._pending)
+        self._land()
+
+    def _land(self) -> None:
         for tensor, there in self._landed:
             tensor.copy_(there)
         self._landed = ()
@@ -221,6 +229,10 @@ class _LandingFrom:
 
     def wait(self) -> None:
         self._landing.wait()
+
+    def wait_however_long(self) -> None:
+        """Wait while the program does other things."""
+        self._landing.wait_however_long()
 
     def is_completed(self) -> bool:
         return self._landing.is_completed()

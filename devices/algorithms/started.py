@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import NoReturn, final
+
+import torch.distributed as dist
 
 from devices._backend import Group, Pending, PendingFrom
 from devices.algorithms import forked
+from devices.algorithms.concurrency import concurrency
 from devices.errors import CollectiveError, CollectiveTimeoutError, DevicesError
 from devices.recorder.record import ENDED, VERB, GroupRecorder, Record, end
+
+_LONG = timedelta(days=365)
 
 
 @final
@@ -52,6 +59,24 @@ def go_on_beside(pending: Pending) -> None:
     """Tell messages on their way that the program goes on beside them, if they want to know."""
     if (tell := getattr(pending, "go_on_beside", None)) is not None:
         tell()
+
+
+def wait_however_long(pending: Pending) -> None:
+    """Wait for a message that the program does not wait for yet, so that no timeout counts."""
+    wait = getattr(pending, "wait_however_long", None)
+    if wait is not None:
+        wait()
+    elif isinstance(pending, dist.Work):
+        # It never says that it is completed; a timeout would end all that is between the ranks.
+        pending.wait(_LONG)
+    elif concurrency().is_cooperative:
+        pending.wait()
+    else:
+        nap = 20e-6
+        while not pending.is_completed():
+            time.sleep(nap)
+            nap = min(nap * 1.2, 0.001)
+        pending.wait()
 
 
 @final

@@ -11,7 +11,7 @@ import torch
 
 from devices._backend import Communicator, Group, Message, Pending
 from devices.algorithms.executor import COLLECTIVE_TAG
-from devices.algorithms.started import go_on_beside
+from devices.algorithms.started import go_on_beside, wait_however_long
 from devices.domains.members import Domains
 from devices.errors import CollectiveError, CollectiveTimeoutError, MismatchError
 from devices.fabric.host.communicator import SharedMemoryCommunicator
@@ -141,19 +141,26 @@ class Crossing:
         self._lost = lost
 
     def wait(self) -> None:
+        self._wait(lambda pending: pending.wait())
+
+    def wait_however_long(self) -> None:
+        """Wait while the program does other things."""
+        self._wait(wait_however_long)
+
+    def _wait(self, wait: Callable[[Pending], object]) -> None:
         if self._under_way:
             # Who waits for those of this rank may be who those that this rank waits for wait for.
             self.go_on_beside()
         for peer, pending in self._under_way:
             try:
-                pending.wait()
+                wait(pending)
             except CollectiveError:
                 raise
             except RuntimeError as error:
                 raise self._lost(peer, error) from error
 
         if self._by_memory is not None:
-            self._by_memory.wait()
+            wait(self._by_memory)
 
     def is_completed(self) -> bool:
         here = self._by_memory is None or self._by_memory.is_completed()

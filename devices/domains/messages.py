@@ -1,14 +1,17 @@
 """The messages of programs in a group of several domains: what each is goes before it, its data by the nearest way.
 
 What is told of a message goes by its tag, between any two ranks by what is between the domains; its data by a tag that
-its size is part of, which no other receive waits for. So a receive of another size is an error that both sides are told
-of, where the transport would end the process; and one from any rank need not wait in two places.
+its number and size are part of, which no other receive waits for. So a receive of another size is an error that both
+sides are told of, where the transport would end the process; and one from any rank need not wait in two places. Which
+number a receive is of is known once what is told of it has come, or before, if no receive from any rank is waiting.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
@@ -19,8 +22,9 @@ from devices._work import Together
 from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.algorithms.lines import caller
 from devices.algorithms.lowerings import own_verbs
-from devices.algorithms.started import go_on_beside
+from devices.algorithms.started import go_on_beside, wait_however_long
 from devices.domains.alarm import Alarm
+from devices.domains.arrivals import OnArrival
 from devices.domains.bridge import Bridge, Crossing
 from devices.errors import MismatchError
 
@@ -32,11 +36,15 @@ _WORDS = 512
 _FIRST_TAG = COLLECTIVE_TAG + 2
 """The first of the tags that data goes by."""
 
+_NUMBERS = 1024
+"""How many numbers messages have before they come again: more than are ever on their way at once."""
+
 
 class _Told(NamedTuple):
-    """What a sender tells of a message: its rank in the group, its bytes, its dtype and the line that sent it."""
+    """What a sender tells of a message: its rank in the group, the message's number, bytes and dtype, and the line."""
 
     source: int
+    number: int
     bytes: int
     dtype: str
     line: str
@@ -55,30 +63,56 @@ class DomainsMessages(Communicator):
     def __init__(self, group: Group, bridge: Bridge, alarm: Alarm) -> None:
         self._group, self._bridge, self._alarm = group, bridge, alarm
         self.own = own_verbs(bridge.communicator) & {"exchange", "recv_any"}
+        self._sent: Counter[tuple[int, int]] = Counter()
+        self._received: Counter[tuple[int, int]] = Counter()
+        # By tag, the receives from any rank of which nobody knows yet whom they hear.
+        self._open: Counter[int] = Counter()
+        self._lock = threading.Lock()
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
         line = caller()
         started = [self._receive(recv, line) for recv in recvs]
         for send in sends:
-            told = _words(_Told(self._group.rank, send.tensor.nbytes, _name(send.dtype), line))
+            with self._lock:
+                number = self._sent[send.peer, send.tag]
+                self._sent[send.peer, send.tag] += 1
+            told = _words(_Told(self._group.rank, number, send.tensor.nbytes, _name(send.dtype), line))
             started.append(self._bridge.tell(send.peer, told, send.tag))
-            started.append(self._bridge.start([(send.peer, send.tensor)], [], _tag(send.tag, send.tensor.nbytes)))
+            started.append(self._bridge.start([(send.peer, send.tensor)], [], self._tag(send, number)))
         return Watched(self._alarm, started)
 
     def _receive(self, recv: Message, line: str) -> Pending:
         words = torch.empty(_WORDS, dtype=torch.uint8)
+        with self._lock:
+            number = self._received[recv.peer, recv.tag]
+            self._received[recv.peer, recv.tag] += 1
+            is_known = not self._open[recv.tag]
         hears = self._bridge.hear(recv.peer, words, recv.tag)
-        data = self._data(recv)
+        if not is_known:
+            # One from any rank that was asked for before may be given this one's number.
+            return OnArrival(self._group, hears, lambda: self._take(_read(words), recv, line), f"recv{_tagged(recv)}")
+        data = self._data(recv, number)
 
-        def take() -> None:
-            hears.wait()
+        def take(hear: Callable[[Pending], object]) -> None:
+            hear(hears)
             self._check(_read(words), recv, line)
             data.wait()
 
         return _Receiving(take, data)
 
-    def _data(self, recv: Message) -> Crossing:
-        return self._bridge.start([], [(recv.peer, recv.tensor)], _tag(recv.tag, recv.tensor.nbytes))
+    def _take(self, told: _Told, recv: Message, line: str) -> Crossing:
+        """Ask for the data of a message of which this rank was told."""
+        self._check(told, recv, line)
+        return self._data(recv, told.number)
+
+    def _data(self, recv: Message, number: int) -> Crossing:
+        return self._bridge.start([], [(recv.peer, recv.tensor)], self._tag(recv, number))
+
+    def _tag(self, message: Message, number: int) -> int:
+        """Return the tag that the data of a message goes by."""
+        text = f"{message.tag} {message.tensor.nbytes} {number % _NUMBERS} {self._group.name}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        return _FIRST_TAG + int.from_bytes(digest) % ((1 << 31) - _FIRST_TAG)
 
     def _check(self, told: _Told, recv: Message, line: str) -> None:
         """Raise if a message is not what this rank receives."""
@@ -86,26 +120,29 @@ class DomainsMessages(Communicator):
         is_other = name and told.dtype and name != told.dtype
         if is_other or told.bytes != recv.tensor.nbytes:
             ranks, field = self._group.ranks, "dtype" if is_other else "size"
-            tagged = f" with tag {recv.tag}" if recv.tag else ""
             raise MismatchError(
-                f"rank {ranks[self._group.rank]} receives {recv.tensor.nbytes} bytes{_of(name)}{tagged} ({line}) from "
-                f"rank {ranks[told.source]}, which sent {told.bytes}{_of(told.dtype)} ({told.line}): they differ in "
-                f"{field}"
+                f"rank {ranks[self._group.rank]} receives {recv.tensor.nbytes} bytes{_of(name)}{_tagged(recv)} "
+                f"({line}) from rank {ranks[told.source]}, which sent {told.bytes}{_of(told.dtype)} ({told.line}): "
+                f"they differ in {field}"
             )
 
     def recv_any(self, tensor: Tensor, tag: int) -> PendingFrom:
         words, line = torch.empty(_WORDS, dtype=torch.uint8), caller()
+        with self._lock:
+            self._open[tag] += 1
         hears = self._bridge.communicator.recv_any(words, tag)
         came: list[_Told] = []
 
-        def take() -> None:
-            hears.wait()
-            came.append(_read(words))
-            recv = Message(tensor, came[0].source, tag)
-            self._check(came[0], recv, line)
-            self._data(recv).wait()
+        def take() -> Pending:
+            told = _read(words)
+            with self._lock:
+                self._received[told.source, tag] += 1
+                self._open[tag] -= 1
+            came.append(told)
+            return self._take(told, Message(tensor, told.source, tag), line)
 
-        return _FromAny(Watched(self._alarm, [_Receiving(take)]), came)
+        what = f"recv from any rank{_tagged(Message(tensor, -1, tag))}"
+        return _FromAny(Watched(self._alarm, [OnArrival(self._group, hears, take, what)]), came)
 
 
 @final
@@ -129,6 +166,11 @@ class Watched:
                 self.go_on_beside()
             self._together.wait()
 
+    def wait_however_long(self) -> None:
+        """Wait while the program does other things: it is no call of the program's."""
+        for each in self._started:
+            wait_however_long(each)
+
     def is_completed(self) -> bool:
         return self._together.is_completed()
 
@@ -140,26 +182,30 @@ class Watched:
 
 @final
 class _Receiving:
-    """A message to this rank.
+    """A message to this rank, whose data is asked for.
 
     Args:
-        take: waits for what is told of it and for its data, and compares them with what this rank receives.
-        data: its data, where it is known who it comes from.
+        take: waits for what is told of it, as its argument does, and for its data, and compares them with what this
+            rank receives.
+        data: its data.
     """
 
-    def __init__(self, take: Callable[[], None], data: Crossing | None = None) -> None:
+    def __init__(self, take: Callable[[Callable[[Pending], object]], None], data: Crossing) -> None:
         self._take = take
         self._data = data
 
     def wait(self) -> None:
-        self._take()
+        self._take(lambda hears: hears.wait())
+
+    def wait_however_long(self) -> None:
+        """Wait while the program does other things."""
+        self._take(wait_however_long)
 
     def is_completed(self) -> bool:
-        return self._data is not None and self._data.is_completed()
+        return self._data.is_completed()
 
     def go_on_beside(self) -> None:
-        if self._data is not None:
-            self._data.go_on_beside()
+        self._data.go_on_beside()
 
 
 @final
@@ -172,6 +218,10 @@ class _FromAny:
 
     def wait(self) -> None:
         self._watched.wait()
+
+    def wait_however_long(self) -> None:
+        """Wait while the program does other things."""
+        self._watched.wait_however_long()
 
     def is_completed(self) -> bool:
         return self._watched.is_completed()
@@ -188,14 +238,12 @@ def _words(told: _Told) -> Tensor:
 
 
 def _read(words: Tensor) -> _Told:
-    source, size, dtype, line = json.loads(words.numpy().tobytes())
-    return _Told(source, size, dtype, line)
+    source, number, size, dtype, line = json.loads(words.numpy().tobytes())
+    return _Told(source, number, size, dtype, line)
 
 
-def _tag(tag: int, size: int) -> int:
-    """Return the tag that the data of messages goes by: the same for those of one tag and size."""
-    digest = hashlib.blake2b(f"{tag} {size}".encode(), digest_size=8).digest()
-    return _FIRST_TAG + int.from_bytes(digest) % ((1 << 31) - _FIRST_TAG)
+def _tagged(message: Message) -> str:
+    return f" with tag {message.tag}" if message.tag else ""
 
 
 def _name(dtype: torch.dtype | None) -> str:

@@ -134,6 +134,38 @@ def through_host(domains: Sequence[int]) -> None:
         verbs.close()
 
 
+def receives_from_any(domains: Sequence[int]) -> None:
+    """Let the last rank receive from any and from rank 0, and wait in the other order; rank 1 is in its domain."""
+    with world(domains) as w:
+        last = w.size - 1
+        if w.rank == 0:
+            sent = [dist.isend(of(number, 4), last) for number in range(3)]
+            # These are waited for before those, whose data the last rank asks for beside what it does.
+            for work in sent:
+                work.wait()
+            dist.send(of(4, 4), last, tag=2)
+        elif w.rank == last:
+            named, came = torch.empty(4), [torch.empty(4) for _ in range(2)]
+            works = [dist.irecv(came[0]), dist.irecv(named, src=0), dist.irecv(came[1])]
+            dist.recv(found := torch.empty(4), tag=2)
+            same(found, of(4, 4))
+            for work in reversed(works):
+                work.wait()
+            # gloo gives who names its rank what comes first.
+            assert sorted(each[0].item() for each in (*came, named)) == [0.0, 3.0, 6.0]
+            assert [each[3].item() - each[0].item() for each in (*came, named)] == [3.0] * 3
+            near = dist.irecv(near_came := torch.empty(5), tag=3)
+            dist.send(of(1, 1), 1, tag=4)
+            near.wait()
+            same(near_came, of(5, 5))
+        elif w.rank == 1:
+            dist.recv(torch.empty(1), tag=4)
+            dist.send(of(5, 5), last, tag=3)
+        if w.rank == last:
+            dist.irecv(torch.empty(1), tag=9)
+        devices.barrier()
+
+
 def same(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 

@@ -35,6 +35,10 @@ def test_messages_through_host_memory_keep_their_tags() -> None:
     ranks.run(3, cases.through_host, (0, 1, 1), timeout=90)
 
 
+def test_receives_from_any_rank_go_on_beside_the_program_between_domains() -> None:
+    ranks.run(3, cases.receives_from_any, (0, 1, 1), timeout=90)
+
+
 def test_sums_have_the_same_bits_on_all_ranks_and_each_time() -> None:
     found = ranks.run(5, cases.same_bits, (0, 1, 0, 2, 1), ("3e9", "1e9", "1e9", "2e9", "4e9"), timeout=120)
     assert len({bits for each in found for bits in each}) == 1

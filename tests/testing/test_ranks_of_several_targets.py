@@ -151,3 +151,49 @@ def test_a_deadlock_over_several_kinds_is_found() -> None:
 def test_what_cannot_be_asked_for_is_an_error(keywords: dict[str, Any], kind: type[Exception], says: str) -> None:
     with pytest.raises(kind, match=says):
         devices.testing.run(lambda world: None, **keywords)
+
+
+@pytest.mark.parametrize("kinds", [4, BOTH], ids=["one kind", "two kinds"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)], ids=["in order", "in the other order"])
+def test_receives_from_any_rank_and_from_one_take_messages_in_the_order_they_were_asked_for(
+    kinds: int | dict[str, int], order: tuple[int, ...]
+) -> None:
+    def passed(world: World) -> list[float]:
+        came = [torch.zeros(4) for _ in order]
+        if world.rank == 0:
+            for number in range(len(came)):
+                dist.send(torch.full((4,), 1.0 + number), 2)
+        if world.rank == 2:
+            works = [dist.irecv(came[0]), dist.irecv(came[1], src=0), dist.irecv(came[2])]
+            for at in order:
+                works[at].wait()
+        return [each[0].item() for each in came]
+
+    assert devices.testing.run(passed, ranks=kinds, seed=5)[2] == [1.0, 2.0, 3.0]
+
+
+def test_a_receive_from_any_rank_goes_on_while_its_rank_sends_and_can_be_asked_whether_it_is_done() -> None:
+    def passed(world: World) -> float:
+        mine, came = torch.full((4,), 1.0 + world.rank), torch.zeros(4)
+        if world.rank == 0:
+            dist.send(mine, 2)
+            dist.recv(came, 2)
+        if world.rank == 2:
+            work = dist.irecv(came)
+            dist.send(mine, 0)
+            while not work.is_completed():
+                pass
+            work.wait()
+        return came[0].item()
+
+    assert devices.testing.run(passed, ranks=BOTH)[::2] == [3.0, 1.0]
+
+
+def test_a_receive_from_any_rank_that_nobody_sends_for_is_a_deadlock() -> None:
+    def asked(world: World) -> None:
+        if world.rank == 2:
+            dist.recv(torch.zeros(4))
+        devices.barrier()
+
+    with pytest.raises(DeadlockError, match="recv from any rank"):
+        devices.testing.run(asked, ranks=BOTH)
