@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 
@@ -10,6 +11,7 @@ import torch
 from devices import _registry, errors
 from devices._backend import Communicator, Group
 from devices._staged import StagedCommunicator, open_host
+from devices._store import Store
 from devices.algorithms.verbs import Verbs
 from devices.domains import bandwidth
 from devices.domains.communicator import DomainsCommunicator
@@ -20,7 +22,7 @@ from devices.domains.opening import GRACE
 from devices.domains.predicted import told
 from devices.domains.shares import Shares
 from devices.domains.vendors import Vendors
-from devices.errors import CollectiveTimeoutError, DevicesError, UnsupportedError, WorldError
+from devices.errors import CollectiveError, CollectiveTimeoutError, DevicesError, UnsupportedError, WorldError
 from devices.fabric.communicator import REDUCTIONS
 from devices.fabric.host.communicator import SharedMemoryCommunicator
 
@@ -76,6 +78,16 @@ def open_mixed(
             failure = error
     try:
         _all_opened(group, domains.names[mine], failure)
+        carried = None if native is None else Natively(native)
+        inside = Inside(carried, place, len(members), between, compares_all=compares(host))
+        if isinstance(links, str):
+            links = bandwidth.measured(group, domains, between)
+        shares = Shares(domains, links)
+        here = native.note if native is not None else "nothing"
+        note = f"{domains}; inside of {domains.names[mine]} {here}, between the domains host memory: {host.note}"
+        note = "; ".join(filter(None, [note, told(domains, shares)]))
+        gone = Ended(group, dead, host.has_left if isinstance(host, SharedMemoryCommunicator) else None)
+        return DomainsCommunicator(group, domains, shares, inside, between, reductions, note, gone)
     except BaseException:
         if native is not None:
             # A vendor's group that is not aborted waits for its peers as it closes.
@@ -83,17 +95,6 @@ def open_mixed(
             native.close()
         between.close()
         raise
-    carried = None if native is None else Natively(native)
-    inside = Inside(carried, place, len(members), between, compares_all=compares(host))
-    if isinstance(links, str):
-        links = bandwidth.measured(group, domains, between)
-    has_left = host.has_left if isinstance(host, SharedMemoryCommunicator) else None
-    gone = Ended(group, dead, has_left)
-    shares = Shares(domains, links)
-    here = native.note if native is not None else "nothing"
-    note = f"{domains}; inside of {domains.names[mine]} {here}, between the domains host memory: {host.note}"
-    note = "; ".join(filter(None, [note, told(domains, shares)]))
-    return DomainsCommunicator(group, domains, shares, inside, between, reductions, note, gone)
 
 
 def _native(host: Communicator) -> Mapping[str, frozenset[torch.dtype]]:
@@ -120,22 +121,41 @@ def _check_bridge(group: Group, vendors: Vendors) -> None:
 
 
 def _all_opened(group: Group, domain: str, failure: Exception | None) -> None:
-    """Raise on every rank as soon as a domain could not open on one of them; return once all could."""
+    """Raise the same on every rank as soon as a domain could not open on one of them; return once all could."""
     store = group.store.under("mixed")
     if failure is not None:
-        store.set("failed", [type(failure).__name__, str(failure), domain, group.ranks[group.rank]])
-        raise failure
+        if store.add("failures", 1) == 1:
+            store.set("failed", [type(failure).__name__, str(failure), domain, group.ranks[group.rank]])
+        raise _failed(group, store, domain) or failure from failure
     store.set(f"opened/{group.rank}", True)
     deadline = time.monotonic() + (group.timeout + GRACE).total_seconds()
     for rank in range(group.size):
         # One that waits for a rank that has failed, in the vendor's own opening, comes late or never.
-        while not store.comes(f"opened/{rank}", _LOOK) and not store.comes("failed", 0):
+        while not _comes(store, f"opened/{rank}", _LOOK) and not _comes(store, "failed", 0):
             if time.monotonic() > deadline:
                 raise CollectiveTimeoutError(f"{group}: rank {group.ranks[rank]} did not open its domain in time")
-    if store.comes("failed", 0):
-        kind, text, where, rank = store.get("failed")
-        raised = getattr(errors, kind, WorldError)
-        is_ours = isinstance(raised, type) and issubclass(raised, DevicesError)
-        raise (raised if is_ours else WorldError)(
-            f"{group}, {domain}: domain {where} did not open on rank {rank}: {text}"
-        )
+    if _comes(store, "failed", 0):
+        raise _failed(group, store, domain) or CollectiveError(f"{group}: a domain did not open")
+
+
+def _comes(store: Store, key: str, seconds: float) -> bool:
+    """Return whether a key comes within so many seconds; False too if a rank has failed, and has died since."""
+    try:
+        return store.comes(key, seconds)
+    except CollectiveError:
+        if store.torch.check(["failed"]):
+            return key == "failed"
+        raise
+
+
+def _failed(group: Group, store: Store, domain: str) -> DevicesError | None:
+    """Return what the first rank to fail says of it; None if it does not, having ended."""
+    with contextlib.suppress(CollectiveError):
+        if store.comes("failed", GRACE.total_seconds()):
+            kind, text, where, rank = store.get("failed")
+            raised = getattr(errors, kind, WorldError)
+            is_ours = isinstance(raised, type) and issubclass(raised, DevicesError)
+            return (raised if is_ours else WorldError)(
+                f"{group}, {domain}: domain {where} did not open on rank {rank}: {text}"
+            )
+    return None

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import platform
 import socket
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import final
 
 import torch.distributed as dist
@@ -50,9 +52,10 @@ class Recovery:
         except (OSError, RuntimeError) as error:
             # The world is of use without.
             reason = f"cannot listen at {address}: {error}".partition("\n")[0]
-        said = group.share("recovery", [address, port, reason])
-        self._places: list[tuple[str, int]] = [(host, at) for host, at, _ in said]
-        self._reason = next((f"{self._name(rank)} {why}" for rank, (_, _, why) in enumerate(said) if why), "")
+        said = group.share("recovery", [address, port, reason, _network()])
+        self._places: list[tuple[str, int]] = [(host, at) for host, at, _, _ in said]
+        self._networks: list[str] = [network for _, _, _, network in said]
+        self._reason = next((f"{self._name(rank)} {why}" for rank, (_, _, why, _) in enumerate(said) if why), "")
 
     def run(self) -> tuple[tuple[int, ...], Store]:
         """Return the ranks of the group that are there, and a store that they share.
@@ -79,7 +82,7 @@ class Recovery:
         if self._reason or self._store is None:
             raise UnsupportedError(f"{self._group}: recover: {self._reason}; set {_INTERFACE}")
         local = [rank for rank, (host, _) in enumerate(self._places) if ipaddress.ip_address(host).is_loopback]
-        if local and len(local) < self._group.size:
+        if local and len(set(self._networks)) > 1:
             raise UnsupportedError(
                 f"{self._group}: recover: {self._name(local[0])} is known as {self._places[local[0]][0]}, which other "
                 f"hosts cannot reach; set {_INTERFACE}, or a MASTER_ADDR that is the same address on all hosts"
@@ -156,6 +159,14 @@ def _serve(address: str, timeout: timedelta) -> tuple[dist.TCPStore, int]:
 
 def _shared(store: dist.Store) -> Store:
     return Store(dist.PrefixStore("recovered", store))
+
+
+def _network() -> str:
+    """Return what is the same for processes that reach each other by a loopback address, and for no others."""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/net').readlink()}"
+    return platform.node()
 
 
 def _address(store: dist.Store) -> str:

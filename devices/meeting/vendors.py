@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, final
 
-from devices import _registry
+from devices import _registry, errors
 from devices._backend import INTERFACE_VERSION, Backend, Group
+from devices.domains.opening import GRACE
 from devices.domains.vendors import Card, Vendors
-from devices.errors import WorldError
+from devices.errors import CollectiveError, WorldError
 from devices.fabric.host.meeting import domain_name
 from devices.meeting.roll_call import Entry, Gone, process
 from devices.roster.answers import capabilities_of
@@ -56,9 +58,16 @@ def _versions(group: Group, mine: dict[str, Any]) -> list[dict[str, Any]]:
     key = "rank/backend"
     if group.rank != 0:
         group.store.set(f"{key}/{group.rank}", mine)
-        kinds, of = group.hear(f"{key}/all", 0)
+        # Longer than the first: it is the one that knows who is late.
+        kinds, of = replace(group, timeout=group.timeout + GRACE).hear(f"{key}/all", 0)
+        if isinstance(kinds, str):
+            raise getattr(errors, kinds)(f"{group}: {of}, as rank {group.ranks[0]} found")
     else:
-        said = [mine, *(group.hear(f"{key}/{rank}", rank) for rank in range(1, group.size))]
+        try:
+            said = [mine, *(group.hear(f"{key}/{rank}", rank) for rank in range(1, group.size))]
+        except CollectiveError as error:
+            group.store.set(f"{key}/all", [type(error).__name__, str(error).removeprefix(f"{group}: ")])
+            raise
         kinds = [each for at, each in enumerate(said) if each not in said[:at]]
         of = [kinds.index(each) for each in said] if len(kinds) > 1 else []
         group.store.set(f"{key}/all", [kinds, of])

@@ -122,7 +122,7 @@ def test_what_goes_wrong_in_one_vendors_domain_is_told_in_the_other(
 
 def test_what_cannot_open_is_told_on_every_rank_with_both_sides(on: Callable[..., Outcomes]) -> None:
     by_rank = returned(on(cases.cannot_open, HALVES))
-    for rank, each in enumerate(by_rank):
+    for each in by_rank:
         sizes = each["a domain of three"]
         assert sizes.startswith("UnsupportedError: "), sizes
         assert "ranks 1, 2, 3 (neuron)" in sizes
@@ -142,4 +142,4 @@ def test_what_cannot_open_is_told_on_every_rank_with_both_sides(on: Callable[...
         domain = each["domain"]
         assert domain.startswith("WorldError: "), domain
         assert "core 3" in domain, domain
-        assert ("domain neuron did not open on rank" in domain) == (rank < 2), domain
+        assert ": domain neuron did not open on rank" in domain, domain
