@@ -158,9 +158,24 @@ class Carrier:
             elif hop.kind == "flip":
                 reduced = reduced.bitwise_xor_(torch.iinfo(hop.target).min).view(hop.source)
             else:
-                reduced.div_(size)
+                _divide(reduced, size)
         if reduced.data_ptr() != target.data_ptr():
             target.detach().copy_(reduced)
+
+
+def _divide(total: torch.Tensor, size: int) -> None:
+    """Divide a sum by the number of ranks, in place, with the same bits whatever the kind of device it is on.
+
+    Each rank does this for itself, and a group may have ranks on CPUs and on GPUs. By a number, torch's kernels for the
+    CPU divide, and those for CUDA multiply by its reciprocal, which may be one bit off; by a tensor of the device both
+    divide. The reciprocal of a power of two is exact. A number of ranks may not be one that 16 bits hold.
+    """
+    if total.device.type == "cpu" or size & (size - 1) == 0:
+        total.div_(size)
+    elif total.dtype in _HALF:
+        total.copy_(total.float().div_(torch.full((), size, dtype=torch.float32, device=total.device)))
+    else:
+        total.div_(torch.full((), size, dtype=total.dtype, device=total.device))
 
 
 def _next(op: str, dtype: torch.dtype) -> list[tuple[str, _Hop]]:

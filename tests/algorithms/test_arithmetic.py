@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from meaning import COMPLEX, FLOAT8, FLOATS, INTEGERS, MEANT, reduced, same, values
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from devices._backend import REDUCE_OPS
 from devices.algorithms.arithmetic import Carrier, carriers, check_reduction, combine, local_carrier
@@ -91,3 +93,47 @@ def test_unsigned_order_is_kept_above_the_sign_bit(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("op", ["sum", "avg", "prod"])
 def test_16_bit_floats_are_reduced_in_32_bits(op: str, dtype: torch.dtype) -> None:
     assert local_carrier(op, dtype).dtype in (torch.float32, torch.complex64)
+
+
+class Divisors(TorchDispatchMode):
+    """Keeps what tensors are divided or multiplied by: the device and dtype of it, None for a bare number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, torch.dtype] | None] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket in (torch.ops.aten.div_, torch.ops.aten.div, torch.ops.aten.mul_):
+            by = args[1]
+            self.seen.append((by.device.type, by.dtype) if isinstance(by, torch.Tensor) else None)
+        return function(*args, **(kwargs or {}))
+
+
+def divisors(dtype: torch.dtype, device: str, size: int, over: torch.dtype | None = None) -> list[Any]:
+    """Return what a sum of `over`, or of `dtype`, is divided by for an average."""
+    carrier = next(each for each in carriers("avg", dtype) if (each.op, each.dtype) == ("sum", over or dtype))
+    total = torch.empty(4, dtype=carrier.dtype, device=device)
+    with Divisors() as found:
+        carrier.decode(total, torch.empty(4, dtype=dtype, device=device), size)
+    return found.seen
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_an_average_on_a_device_is_divided_by_a_tensor_of_it_as_a_number_is_made_a_reciprocal_there(
+    dtype: torch.dtype,
+) -> None:
+    wide = dtype if dtype.itemsize > 2 else torch.float32
+    assert divisors(dtype, "meta", 3) == [("meta", wide)]
+    assert divisors(dtype, "meta", 3, wide) == [("meta", wide)]
+    # Of a power of two the reciprocal is exact: no tensor is made.
+    assert divisors(dtype, "meta", 4, wide) != [("meta", wide)]
+
+
+@pytest.mark.parametrize("size", [3, 6, 7, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_average_has_the_bits_that_torch_has_by_a_number_and_by_a_tensor(dtype: torch.dtype, size: int) -> None:
+    total = torch.randn(4096, generator=torch.Generator().manual_seed(size), dtype=dtype) * 1e3
+    found = total.clone()
+    next(each for each in carriers("avg", dtype) if each.op == "sum").decode(found, found, size)
+    assert found.equal(total / size)
+    assert found.equal(total / torch.tensor(size, dtype=dtype))
