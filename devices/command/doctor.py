@@ -20,7 +20,6 @@ from devices.roster.plugins import Plugin
 SCHEMA = 1
 """Rises when a field of the report changes its meaning or goes; new fields may come at any time."""
 
-_SECRET = "DEVICES_SECRET"
 _AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 
 
@@ -126,20 +125,26 @@ def _examine_cpu() -> dict[str, Any]:
 def _switches() -> list[dict[str, str]]:
     meanings = {
         "DEVICES_BACKEND": "what `auto` means",
+        "DEVICES_DOMAIN": "ranks of one host in which it differs are as on different hosts",
+        "DEVICES_LINK_BANDWIDTH": "what this rank's way to other hosts carries, in bytes per second, or `measure`",
+        "DEVICES_FABRIC": "off: the processes of a host share no memory, and gloo carries everything",
         "DEVICES_PLUGINS": "the only plugins that are loaded",
         "DEVICES_CALIBRATION": "the file that `devices calibrate` writes, and predictions for this host read",
         "DEVICES_FLIGHT": "the folder that each rank's flight recorder writes a file to",
         "DEVICES_ASSUME": "what is assumed of speculative hardware, where ranks of it are emulated",
         "DEVICES_OBSERVERS": "plugins whose observers hear of every collective",
-        _SECRET: "what ranks prove to each other that they know, before anything is sent",
+        "DEVICES_SECRET": "what ranks prove to each other that they know, before anything is sent",
         "DEVICES_NO_PICKLE": "1 makes our process group refuse torch's object collectives, which pickle",
         _AUTOLOAD: (
             'all but 1 keeps torch from registering "devices" by itself; `import devices` before '
             '`init_process_group("devices")` does it instead'
         ),
     }
+    # A plugin may have some of its own, and a name may be misspelt.
+    strangers = sorted(name for name in os.environ if name.startswith("DEVICES_") and name not in meanings)
+    meanings |= dict.fromkeys(strangers, "none of the switches of `devices`: one of a plugin, or misspelt")
     return [
-        {"name": name, "value": "(not shown)" if name == _SECRET else os.environ[name], "meaning": meaning}
+        {"name": name, "value": "(not shown)" if "SECRET" in name else os.environ[name], "meaning": meaning}
         for name, meaning in meanings.items()
         if name in os.environ
     ]

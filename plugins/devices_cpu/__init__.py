@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import final
 
@@ -16,6 +17,8 @@ _DTYPES = (
     "float8_e8m0fnu", "complex32", "complex64", "complex128", "int8", "int16", "int32", "int64", "uint8", "uint16",
     "uint32", "uint64", "bool",
 )  # fmt: skip
+
+_MEMINFO = Path("/proc/meminfo")
 
 
 @final
@@ -31,9 +34,8 @@ class CPUBackend(Backend):
         return Probe(present=True, reason=f"{os.cpu_count()} logical CPUs, {platform.machine()}")
 
     def devices(self) -> Sequence[Device]:
-        page, total = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
-        free = os.sysconf("SC_AVPHYS_PAGES")
-        return (Device("cpu", "cpu", 0, platform.machine(), page * total, page * free),)
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return (Device("cpu", "cpu", 0, platform.machine(), total, _free_memory()),)
 
     def capabilities(self, device: Device) -> Capabilities:
         import torch
@@ -68,6 +70,22 @@ class CPUBackend(Backend):
             return opened
         name = os.environ.get("DEVICES_DOMAIN") or platform.node()
         return open_domains(group, memory_domain(), name, open_shared_memory, partial(_gloo, reason=opened))
+
+
+def _free_memory() -> int:
+    """Return the bytes that a program may take: with what the kernel has in caches only for as long as nobody asks.
+
+    Where no file says it, those that nothing at all is in.
+    """
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable" and (words := rest.split())[1:] == ["kB"] and words[0].isdecimal():
+            return int(words[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def _gloo(group: Group, reason: str) -> Communicator:

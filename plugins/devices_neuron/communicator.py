@@ -58,7 +58,11 @@ class NeuronCommunicator(Communicator):
         try:
             messages = open_staged(group, "no document shows that the vendor has any")
         except BaseException:
-            carried.close()
+            # A vendor's group that is not aborted waits for its peers as it closes, and they may be waiting for this.
+            try:
+                carried.abort()
+            finally:
+                carried.close()
             raise
         return cls(group, carried, messages, has_all_to_all)
 
@@ -84,7 +88,10 @@ class NeuronCommunicator(Communicator):
 
     def abort(self) -> None:
         self._ended.set()
-        self.messages.abort()
+        try:
+            self._carried.abort()
+        finally:
+            self.messages.abort()
 
     def close(self) -> None:
         try:
@@ -131,4 +138,9 @@ class _Held:
                 raise TimeoutError(f"not done {seconds:g} s after it began: it timed out, as a peer has not come")
             time.sleep(pause)
             pause = min(pause + 1e-5, 1e-3)
-        self._work.wait()
+        try:
+            self._work.wait()
+        except RuntimeError as error:
+            if self._aborted.is_set():
+                raise CollectiveError(f"{self._group}: the group was aborted") from error
+            raise

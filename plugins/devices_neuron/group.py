@@ -105,7 +105,7 @@ def open_group(group: Group) -> Communicator:
             "started for; it has one as long as the process lives, so start the ranks anew"
         )
     _check_symmetric(group)
-    return NeuronCommunicator.open(group, has_all_to_all=_is_aligned(group.ranks, len(_places)))
+    return NeuronCommunicator.open(group, has_all_to_all=_is_aligned(group.ranks, sorted(_places)))
 
 
 def _agreed(group: Group) -> dict[int, Place]:
@@ -195,10 +195,15 @@ def _check_symmetric(group: Group) -> None:
         )
 
 
-def _is_aligned(ranks: Sequence[int], world: int) -> bool:
-    """Return whether the world's ranks, in their order, are divided into groups of that size, this one among them."""
-    size = len(ranks)
-    return world % size == 0 and ranks[0] % size == 0 and list(ranks) == list(range(ranks[0], ranks[0] + size))
+def _is_aligned(ranks: Sequence[int], world: Sequence[int]) -> bool:
+    """Return whether the runtime's world, in its order, is divided into groups of that size, this one among them.
+
+    Args:
+        ranks: the group's, of torch's world.
+        world: those of torch's world that the runtime was started for, in order: all, or those that are Neuron's.
+    """
+    size, start = len(ranks), world.index(ranks[0])
+    return len(world) % size == 0 and start % size == 0 and list(ranks) == list(world[start : start + size])
 
 
 def _is_started() -> bool:

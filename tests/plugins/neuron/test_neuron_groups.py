@@ -1,0 +1,85 @@
+"""What the plugin does with the vendor's process group, without the vendor's package."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+import devices_neuron.communicator
+from devices import Device, Group, ProcessGroupCommunicator, Store
+from devices_neuron import NeuronBackend
+from devices_neuron.communicator import NeuronCommunicator
+from devices_neuron.group import _is_aligned
+
+
+class VendorsGroup(dist.ProcessGroup):
+    """One that says what was asked of it, and whose close would wait for peers."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 1)
+        self.asked: list[str] = []
+
+    def abort(self) -> None:
+        self.asked.append("abort")
+
+    def shutdown(self) -> None:
+        self.asked.append("shutdown")
+
+
+@pytest.fixture
+def group() -> Group:
+    store = Store(dist.HashStore())
+    return Group((0,), 0, Device("neuron", "neuron", 0, "", None, None), store, timedelta(seconds=30), "x")
+
+
+def test_an_abort_reaches_the_vendors_group_and_the_messages(group: Group) -> None:
+    carried, messages = VendorsGroup(), VendorsGroup()
+    over = [ProcessGroupCommunicator(each) for each in (carried, messages)]
+    NeuronCommunicator(group, *over, has_all_to_all=False).abort()
+    assert (carried.asked, messages.asked) == (["abort"], ["abort"])
+
+
+def test_a_vendors_group_is_aborted_before_it_closes_where_this_rank_has_no_way_for_messages(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vendors = VendorsGroup()
+    opened = ProcessGroupCommunicator(vendors)
+    monkeypatch.setattr(ProcessGroupCommunicator, "open", lambda *_, **__: opened)
+
+    def fails(*_: Any) -> Any:
+        raise OSError("no memory to share")
+
+    monkeypatch.setattr(devices_neuron.communicator, "open_staged", fails)
+    with pytest.raises(OSError, match="no memory to share"):
+        NeuronCommunicator.open(group, has_all_to_all=False)
+    assert vendors.asked[0] == "abort"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "world", "is_one"),
+    [
+        ((0, 1), (0, 1, 2, 3), True),
+        ((1, 2), (0, 1, 2, 3), False),
+        ((0, 2), (0, 1, 2, 3), False),
+        ((0, 1, 2), (0, 1, 2, 3), False),
+        # Of a world whose rank 0 is a CPU's, the runtime has ranks 1 to 4.
+        ((1, 2), (1, 2, 3, 4), True),
+        ((3, 4), (1, 2, 3, 4), True),
+        ((2, 3), (1, 2, 3, 4), False),
+        # Every other rank is a CPU's.
+        ((1, 3), (1, 3, 5, 7), True),
+        ((3, 5), (1, 3, 5, 7), False),
+    ],
+)
+def test_all_to_all_is_the_vendors_where_the_runtimes_own_world_is_divided_into_groups_like_it(
+    ranks: tuple[int, ...], world: tuple[int, ...], is_one: bool
+) -> None:
+    assert _is_aligned(ranks, world) == is_one
+
+
+def test_it_says_that_a_stand_in_was_all_that_it_ran_on() -> None:
+    assert NeuronBackend.verified.startswith("not run on hardware")
+    assert "stand-in" in NeuronBackend.verified
