@@ -366,8 +366,12 @@ class Communicator:
         """Give back what the communicator holds; callable more than once."""
 
 
-def _not_here(communicator: Communicator, verb: str) -> UnsupportedError:
-    return UnsupportedError(f"{type(communicator).__name__} has no {verb} of its own.")
+class NotHereError(UnsupportedError):
+    """A communicator does not have what was asked of it, and knows neither its rank nor its group."""
+
+
+def _not_here(communicator: Communicator, verb: str) -> NotHereError:
+    return NotHereError(f"{type(communicator).__name__} has no {verb} of its own.")
 
 
 class Backend(abc.ABC):

@@ -9,7 +9,7 @@ from typing import Any, final
 
 import torch
 
-from devices._backend import Capabilities, Communicator, Group, Message, Pending, PendingFrom
+from devices._backend import Capabilities, Communicator, Group, Message, NotHereError, Pending, PendingFrom
 from devices._store import Store
 from devices.algorithms import forked
 from devices.algorithms.arithmetic import MEANINGFUL, check_reduction
@@ -409,7 +409,14 @@ class Verbs:
         """Return the ranks of the group that are still there after an error, and a store that they share."""
         if self._communicator is None:
             raise UnsupportedError(f"{self.group}: a group of one has nobody to recover with; open another world")
-        return self._communicator.survivors()
+        try:
+            return self._communicator.survivors()
+        except NotHereError as error:
+            raise UnsupportedError(
+                f"{self.group}: after an error the ranks that are left cannot be found by what carries this group"
+                f"{f', {self.note}' if self.note else ''}; shared memory of processes and gloo can. Start all ranks "
+                "again, those that train from a checkpoint (torchrun --max-restarts does)"
+            ) from error
 
     def abort(self) -> None:
         """Make every verb that is waiting here fail soon, and what is queued with it; callable from any thread."""

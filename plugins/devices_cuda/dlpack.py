@@ -36,26 +36,38 @@ class _Tensor(ctypes.Structure):
 
 
 class _Managed(ctypes.Structure):
-    # Without a deleter: whoever has the memory gives it back.
     _fields_: ClassVar[Any] = [("tensor", _Tensor), ("manager", ctypes.c_void_p), ("deleter", ctypes.c_void_p)]
+
+
+class _Block(ctypes.Structure):
+    """What torch is handed, and the shape that it points to."""
+
+    _fields_: ClassVar[Any] = [("managed", _Managed), ("shape", ctypes.c_int64 * 1)]
 
 
 _new_capsule = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype = ctypes.py_object
 _new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
-_made: dict[tuple[int, int, torch.device], tuple[torch.Tensor, object]] = {}
-"""By address, length and device: the tensor, and what torch reads of it for as long as a tensor over it is there."""
+_library = ctypes.CDLL(None)
+_library.malloc.restype = ctypes.c_void_p
+_library.malloc.argtypes = (ctypes.c_size_t,)
+_free = ctypes.cast(_library.free, ctypes.c_void_p).value
 
 
 def tensor_at(address: int, nbytes: int, device: torch.device) -> torch.Tensor:
-    """Return so many bytes at an address as a flat tensor of dtype uint8 on a device, which has or reaches them."""
-    key = address, nbytes, device
-    if key not in _made:
-        shape = (ctypes.c_int64 * 1)(nbytes)
-        kind = _Device(_CUDA if device.type == "cuda" else _CPU, device.index or 0)
-        inner = _Tensor(address, kind, 1, _Type(_UNSIGNED, 8, 1), shape, None, 0)
-        managed = _Managed(inner, None, None)
-        tensor = from_dlpack(_new_capsule(ctypes.addressof(managed), b"dltensor", None))
-        _made[key] = tensor, (managed, shape)
-    return _made[key][0]
+    """Return so many bytes at an address as a flat tensor of dtype uint8 on a device, which has or reaches them.
+
+    Whoever has the memory gives it back. Torch reads the structures once more as the last tensor over it goes, which
+    may be when Python has ended: they are of C's own memory, and what deletes them is C's `free`.
+    """
+    place = _library.malloc(ctypes.sizeof(_Block))
+    if place is None:
+        raise MemoryError(f"no {ctypes.sizeof(_Block)} bytes for what describes memory to torch")
+    kind = _Device(_CUDA if device.type == "cuda" else _CPU, device.index or 0)
+    block = _Block.from_address(place)
+    block.shape[0] = nbytes
+    shape = ctypes.cast(place + _Block.shape.offset, ctypes.POINTER(ctypes.c_int64))
+    block.managed = _Managed(_Tensor(address, kind, 1, _Type(_UNSIGNED, 8, 1), shape, None, 0), None, _free)
+    tensor: torch.Tensor = from_dlpack(_new_capsule(place, b"dltensor", None))
+    return tensor

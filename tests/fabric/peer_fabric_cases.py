@@ -89,6 +89,32 @@ def not_finished() -> bool:
         return is_there
 
 
+def cannot_unmap() -> tuple[str, list[int]]:
+    """Leave where the device of rank 0 refuses once to unmap; return what is said, and what is left."""
+    with devices.init(timeout=60) as world:
+        memory = MappedFiles()
+        fabric = open_peer_fabric(group_of_its_own("cannot unmap"), memory)
+        assert isinstance(fabric, PeerFabric)
+        unmap, refused = memory.unmap, []
+
+        def refuses_once(mapped: torch.Tensor) -> None:
+            if not refused:
+                refused.append(mapped)
+                raise RuntimeError("the driver is gone")
+            unmap(mapped)
+
+        if world.rank == 0:
+            memory.unmap = refuses_once  # type: ignore[method-assign]
+        said = ""
+        try:
+            fabric.leave()
+        except RuntimeError as error:
+            said = " ".join([str(error), *getattr(error, "__notes__", ())])
+        dist.barrier()
+        peer.free_what_is_unmapped()
+        return said, [len(memory.own), len(memory.theirs)]
+
+
 def dies() -> str:
     """Return what is said where a peer is killed that has memory mapped."""
     with devices.init(timeout=60) as world:

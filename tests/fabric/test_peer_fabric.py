@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 import ranks
 from fabric import peer_fabric_cases as cases
 from interface_cases import LAWS
+from mapped_files import MappedFiles
 from shared_memory import NEEDS_SHARED_MEMORY
+
+from devices.fabric.peer import fabric as peer
+from devices.fabric.peer.segments import Segments
 
 pytestmark = [pytest.mark.slow, NEEDS_SHARED_MEMORY]
 
@@ -51,3 +59,38 @@ def test_a_peer_that_is_killed_is_an_error_and_the_rest_goes_on() -> None:
     assert survivor[0] == "returned"
     assert "rank 1" in survivor[1]
     assert "died" in survivor[1]
+
+
+def test_memory_that_a_rank_could_not_unmap_is_not_freed_and_the_rest_is_unmapped() -> None:
+    (said, left), *others = ranks.run(3, cases.cannot_unmap, timeout=120)
+    assert said == "the driver is gone it was segment 0 of rank 2 of the group, mapped by rank 0"
+    # Its own is freed, as all others have left; one segment of a peer is still mapped.
+    assert left == [0, 1]
+    # Nobody knows which of them rank 0 still has mapped: both are kept.
+    assert others == [("", [1, 0])] * 2
+
+
+class Left:
+    """The memory of a group that all ranks have left, asked by two threads at once."""
+
+    rank, size = 0, 2
+
+    def __init__(self) -> None:
+        self.both = threading.Barrier(2)
+
+    def holds(self, condition: object) -> bool:
+        self.both.wait(60)
+        return True
+
+
+def test_two_threads_that_free_what_was_left_free_it_once() -> None:
+    memory = MappedFiles()
+    segments = Segments(memory)
+    segments.add(4096)
+    kept: Any = (Left(), segments)
+    peer._kept.append(kept)
+    with ThreadPoolExecutor(2) as threads:
+        for each in [threads.submit(peer.free_what_is_unmapped) for _ in range(2)]:
+            each.result(60)
+    assert memory.own == {}
+    assert kept not in peer._kept

@@ -144,13 +144,31 @@ class PeerFabric(Fabric):
         if self._has_left:
             return
         self._has_left = True
+        is_unmapped = False
         try:
             self._memory.finish()
-            while self._mapped:
-                self._memory.unmap(self._mapped.popitem()[1])
+            self._unmap_all()
+            is_unmapped = True
         finally:
-            leave_unmapped(self._host)
+            if is_unmapped:
+                leave_unmapped(self._host)
+            else:
+                # The peers are not told that they may free what may be mapped here still: they keep it.
+                self._host.leave()
             free_when_unmapped(self._host, self._segments)
+
+    def _unmap_all(self) -> None:
+        """Give back all that is mapped of peers, also where one of them fails; raise the first error then."""
+        errors = []
+        while self._mapped:
+            (peer, number), memory = self._mapped.popitem()
+            try:
+                self._memory.unmap(memory)
+            except Exception as error:
+                error.add_note(f"it was segment {number} of rank {peer} of the group, mapped by rank {self.rank}")
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 def leave_unmapped(host: HostFabric) -> None:
@@ -178,7 +196,11 @@ def free_what_is_unmapped() -> None:
         host, segments = kept
         others = [rank for rank in range(host.size) if rank != host.rank]
         if host.holds(Raised(others, _unmapped(host.size), 1)):
-            _kept.remove(kept)
+            try:
+                _kept.remove(kept)
+            except ValueError:
+                # Another thread frees it.
+                continue
             segments.free()
 
 

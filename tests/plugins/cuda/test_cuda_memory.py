@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -16,6 +18,7 @@ from shared_memory import NEEDS_SHARED_MEMORY
 import devices
 from devices import Capabilities
 from devices.algorithms.verbs import Verbs
+from devices_cuda.dlpack import tensor_at
 from devices_cuda.memory import CudaMemory, runtime, why_apart
 
 HERE = torch.device("cpu")
@@ -30,6 +33,18 @@ def test_memory_is_a_tensor_where_it_lies_and_is_given_back() -> None:
     assert library.own[mine.data_ptr()][1][:3] == b"\x07\x07\x07"
     memory.free(mine)
     assert library.own == {}
+
+
+def test_a_tensor_over_memory_lasts_as_long_as_a_view_of_it_and_no_longer() -> None:
+    buffer = (ctypes.c_ubyte * 64)(*range(64))
+    tensor = tensor_at(ctypes.addressof(buffer), 64, HERE)
+    view, gone = tensor[5:8], weakref.ref(tensor)
+    del tensor
+    assert view.tolist() == [5, 6, 7]
+    buffer[6] = 60
+    assert view.tolist() == [5, 60, 7]
+    del view
+    assert gone() is None
 
 
 def test_what_the_runtime_refuses_is_an_error_in_its_words_and_is_not_remembered() -> None:
