@@ -16,7 +16,7 @@ from devices._store import Store
 from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.algorithms.lowerings import own_verbs
 from devices.algorithms.started import DONE, go_on_beside, wait_however_long
-from devices.errors import UnsupportedError
+from devices.errors import CollectiveError, UnsupportedError
 from devices.roster.answers import capabilities_of
 
 Tensor = torch.Tensor
@@ -162,12 +162,12 @@ class StagedCommunicator(Communicator):
         # A program's own have their tags, which what carries the host's collectives may not keep apart.
         is_programs = any(message.tag < COLLECTIVE_TAG for message in (*sends, *recvs))
         carrier = self._messages if is_programs else self._host
-        return _Landing(carrier.exchange(out, into), landed)
+        return _Landing(carrier.exchange(out, into), landed, self._who)
 
     def recv_any(self, tensor: Tensor, tag: int) -> PendingFrom:
         there = self._empty(tensor)
         pending = self._messages.recv_any(there, tag)
-        return _LandingFrom(_Landing(pending, [(tensor, there)]), pending)
+        return _LandingFrom(_Landing(pending, [(tensor, there)], self._who), pending)
 
     def survivors(self) -> tuple[tuple[int, ...], Store]:
         return self._host.survivors()
@@ -186,9 +186,11 @@ class _Landing:
     Args:
         pending: what the host's communicator returned.
         landed: tensors on the device, each with what comes for it on the host.
+        who: this rank and its group, for errors.
     """
 
-    def __init__(self, pending: Pending, landed: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, pending: Pending, landed: Sequence[tuple[Tensor, Tensor]], who: str) -> None:
+        self._who = who
         self._pending = pending
         self._landed = landed
 
@@ -203,7 +205,13 @@ class _Landing:
 
     def _land(self) -> None:
         for tensor, there in self._landed:
-            tensor.copy_(there)
+            try:
+                tensor.copy_(there)
+            except RuntimeError as error:
+                # It is none of the transport's, whose errors tell of a peer.
+                text = str(error).partition("\n")[0]
+                what = f"{there.nbytes} bytes that came to host memory could not be copied to {tensor.device}"
+                raise CollectiveError(f"{self._who}: {what}: {text}") from error
         self._landed = ()
 
     def is_completed(self) -> bool:

@@ -48,9 +48,14 @@ class Domains:
         """The least number of elements that the ranks of each domain have equal parts of."""
         return math.lcm(*map(len, self.members))
 
-    def __str__(self) -> str:
-        parts = [f"{name} ({_ranks(ranks)})" for name, ranks in zip(self.names, self.members, strict=True)]
-        return " and ".join(parts)
+    def shown(self, ranks: Sequence[int]) -> str:
+        """Return who is where, in words.
+
+        Args:
+            ranks: what the ranks of the group are called: their ranks in the world.
+        """
+        called = [_ranks([ranks[rank] for rank in members]) for members in self.members]
+        return " and ".join(f"{name} ({ranks})" for name, ranks in zip(self.names, called, strict=True))
 
 
 class Crossing(NamedTuple):

@@ -60,7 +60,7 @@ def open_mixed(
         reason = f"{vendors.named(ranks)} reach each other there"
         between = StagedCommunicator(host, reductions, device, f"{group}", reason)
     if max(map(len, domains.members)) == 1:
-        between.note = f"{domains}; between them host memory: {host.note}"
+        between.note = f"{domains.shown(ranks)}; between them host memory: {host.note}"
         # What the host reduces is what is reduced; the same on all ranks.
         between.reductions = {op: dtypes & vendors.common(ranks, dtypes) for op, dtypes in _native(host).items()}
         return between
@@ -84,8 +84,9 @@ def open_mixed(
             links = bandwidth.measured(group, domains, between)
         shares = Shares(domains, links)
         here = native.note if native is not None else "nothing"
-        note = f"{domains}; inside of {domains.names[mine]} {here}, between the domains host memory: {host.note}"
-        note = "; ".join(filter(None, [note, told(domains, shares)]))
+        who, where = domains.shown(ranks), domains.names[mine]
+        note = f"{who}; inside of {where} {here}, between the domains host memory: {host.note}"
+        note = "; ".join(filter(None, [note, told(domains, shares, ranks)]))
         gone = Ended(group, dead, host.has_left if isinstance(host, SharedMemoryCommunicator) else None)
         return DomainsCommunicator(group, domains, shares, inside, between, reductions, note, gone)
     except BaseException:

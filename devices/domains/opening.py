@@ -72,7 +72,13 @@ def open_domains(
     carried = inside if isinstance(inside, Communicator) else None
     here = carried.note if carried is not None else "nothing"
     note = "; ".join(
-        filter(None, [f"{domains}; inside of them {here}, between them {between.note}{why}", told(domains, shares)])
+        filter(
+            None,
+            [
+                f"{domains.shown(group.ranks)}; inside of them {here}, between them {between.note}{why}",
+                told(domains, shares, group.ranks),
+            ],
+        )
     )
     members = domains.members[domains.of_rank(group.rank)]
     own = Inside(carried, members.index(group.rank), len(members))

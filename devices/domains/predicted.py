@@ -39,15 +39,21 @@ def seconds(size: int, domains: Domains, bandwidths: Sequence[float]) -> dict[st
     }
 
 
-def told(domains: Domains, shares: Shares) -> str:
-    """Return what is to be said of shares and times, in words; nothing where no bandwidth is known."""
+def told(domains: Domains, shares: Shares, ranks: Sequence[int]) -> str:
+    """Return what is to be said of shares and times, in words; nothing where no bandwidth is known.
+
+    Args:
+        domains: who is where.
+        shares: how much of what crosses each rank carries.
+        ranks: what the ranks of the group are called: their ranks in the world.
+    """
     bandwidths = shares.bandwidths
     if bandwidths is None:
         return ""
     each = []
     for name, members in zip(domains.names, domains.members, strict=True):
         way = sum(bandwidths[rank] for rank in members)
-        carried = ", ".join(f"rank {rank} {bandwidths[rank] / way:.0%}" for rank in members)
+        carried = ", ".join(f"rank {ranks[rank]} {bandwidths[rank] / way:.0%}" for rank in members)
         each.append(f"{carried} of what passes {name} at {way / 1e6:.4g} MB/s")
     times = ", ".join(f"{verb} {found:.3g} s" for verb, found in seconds(SIZE, domains, bandwidths).items())
     return f"{'; '.join(each)}; predicted at best for {SIZE >> 20} MiB: {times}"

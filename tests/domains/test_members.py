@@ -14,7 +14,7 @@ def test_ranks_with_one_key_are_one_domain_in_the_order_of_their_first_ranks() -
     assert domains.members == ((0, 2), (1,), (3,))
     assert domains.names == ("here", "there (1)", "there (2)")
     assert [domains.of_rank(rank) for rank in range(4)] == [0, 1, 0, 2]
-    assert str(domains) == "here (ranks 0, 2) and there (1) (rank 1) and there (2) (rank 3)"
+    assert domains.shown([4, 5, 6, 9]) == "here (ranks 4, 6) and there (1) (rank 5) and there (2) (rank 9)"
 
 
 @pytest.mark.parametrize("senders", range(1, 7))

@@ -11,7 +11,7 @@ from devices._backend import Device, Group
 from devices._store import Store
 from devices.domains import bandwidth
 from devices.domains.members import Domains
-from devices.domains.predicted import seconds
+from devices.domains.predicted import seconds, told
 from devices.domains.shares import Shares
 from devices.errors import ArgumentError
 
@@ -49,6 +49,12 @@ def test_predicted_times_are_what_must_cross_over_what_the_links_carry() -> None
 
 def group() -> Group:
     return Group((4, 5, 6), 1, Device("cpu", "cpu", 0), Store(HashStore()), timedelta(seconds=1), "axis")
+
+
+def test_shares_are_told_of_the_ranks_of_the_world() -> None:
+    domains = Domains(((0,), (1, 2)), ("here", "there"))
+    said = told(domains, Shares(domains, [4e6, 1e6, 3e6]), [3, 5, 8])
+    assert said.startswith("rank 3 100% of what passes here at 4 MB/s; rank 5 25%, rank 8 75% of what passes there")
 
 
 @pytest.mark.parametrize(

@@ -197,3 +197,12 @@ def test_a_receive_from_any_rank_that_nobody_sends_for_is_a_deadlock() -> None:
 
     with pytest.raises(DeadlockError, match="recv from any rank"):
         devices.testing.run(asked, ranks=BOTH)
+
+
+def test_explain_calls_the_ranks_of_a_part_by_their_ranks_in_the_world() -> None:
+    def said(world: World) -> str:
+        group = dist.new_group([1, 2, 3])
+        return devices.explain(group) if world.rank else ""
+
+    for explained in devices.testing.run(said, ranks=BOTH)[1:]:
+        assert "trainium2 at LNC 2 (rank 1) and h100 (ranks 2, 3); inside of" in explained
