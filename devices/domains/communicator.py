@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from devices._backend import Asked, Communicator, Group, Message, Pending
+from devices._capture import is_capturing
 from devices._store import Store
 from devices.algorithms.arithmetic import COMBINE
 from devices.algorithms.concurrency import concurrency
@@ -115,6 +116,12 @@ class DomainsCommunicator(Communicator):
         call = self._expected.pop(threading.get_ident(), call)
         if self._is_closed:
             raise CollectiveError(f"{self._group}: the group is closed")
+        if is_capturing(self._group.device.type):
+            # Before anything is sent, so that the group goes on.
+            raise UnsupportedError(
+                f"{self._group}: {call.verb} passes between domains through host memory, which a captured graph "
+                "cannot do; call the verb outside of the capture"
+            )
         with self._alarm:
             self._inside.agree(call)
             if not self._inside.compares_all:

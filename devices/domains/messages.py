@@ -172,7 +172,8 @@ class Watched:
             wait_however_long(each)
 
     def is_completed(self) -> bool:
-        return self._together.is_completed()
+        # Once the group is closed for good, to wait is to raise.
+        return self._alarm.error is not None or self._together.is_completed()
 
     def go_on_beside(self) -> None:
         """Let what goes by memory go on without anyone waiting; the rest does so by itself."""

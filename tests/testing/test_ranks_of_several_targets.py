@@ -206,3 +206,16 @@ def test_explain_calls_the_ranks_of_a_part_by_their_ranks_in_the_world() -> None
 
     for explained in devices.testing.run(said, ranks=BOTH)[1:]:
         assert "trainium2 at LNC 2 (rank 1) and h100 (ranks 2, 3); inside of" in explained
+
+
+def test_a_verb_in_a_graph_that_is_captured_is_refused_and_the_group_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured = {0, 1, 2, 3}
+    monkeypatch.setattr("devices.domains.communicator.is_capturing", lambda _: dist.get_rank() in captured)
+
+    def asked(world: World) -> float:
+        with pytest.raises(UnsupportedError, match="call the verb outside of the capture"):
+            devices.all_reduce(torch.ones(2))
+        captured.discard(world.rank)
+        return devices.all_reduce(torch.ones(2))[0].item()
+
+    assert devices.testing.run(asked, ranks=BOTH) == [4.0] * 4
