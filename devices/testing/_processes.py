@@ -76,7 +76,7 @@ def run_processes(
         ArgumentError: the function or an argument cannot be sent to a process.
     """
     __tracebackhide__ = True
-    if isinstance(ranks, int):
+    if not isinstance(ranks, Mapping):
         if assume:
             raise ArgumentError(f"assume={dict(assume)!r}: nothing is assumed of these ranks; name targets by ranks=")
         return values(run_outcomes(pack(fn, args), ranks, timeout=timeout, env=env, backend=backend))
