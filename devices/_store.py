@@ -36,6 +36,20 @@ class Store:
 
         return Store(PrefixStore(prefix, self.torch), self._gone)
 
+    def apart(self) -> Store | None:
+        """Return the same store by a connection of its own; None where this kind of store, or this torch, has none.
+
+        A thread that waits in torch's own `get` holds up all others at the same connection.
+        """
+        try:
+            return Store(self.torch.clone(), self._gone)  # type: ignore[attr-defined]  # not in the stubs
+        except (AttributeError, RuntimeError):
+            return None
+
+    def lost(self) -> str:
+        """Return which of those who share the store have died, in words, as far as that can be seen; "" if none has."""
+        return self._gone() if self._gone is not None else ""
+
     def set(self, key: str, value: Any) -> None:
         """Set `key` to `value`, which must be JSON."""
         self.torch.set(key, json.dumps(value, separators=(",", ":"), allow_nan=False))

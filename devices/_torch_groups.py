@@ -26,7 +26,9 @@ def torch_backend(name: str, group: Group) -> Any:
     Raises:
         UnsupportedError: this torch has none of that name.
     """
-    store, ranks = dist.PrefixStore(f"{name}/", group.store.torch), list(group.ranks)
+    # A connection of its own: NCCL's threads wait in it, which is to hold up nobody else.
+    apart = group.store if name == "gloo" else group.store.apart() or group.store
+    store, ranks = dist.PrefixStore(f"{name}/", apart.torch), list(group.ranks)
     if name == "gloo":
         made: Any = dist.ProcessGroupGloo(store, group.rank, group.size, group.timeout)
     elif name == "nccl" and dist.is_nccl_available():

@@ -108,6 +108,9 @@ def test_what_cannot_be_said_is_one_line_on_stderr(site: Site, arguments: list[s
         ("return [Variable('A', '1\\n2')]", "its value and reason one line of text"),
         ("return [Variable('A', '1'), Variable('A', '2')]", "gave A twice"),
         ("return 3", "raised TypeError"),
+        ("return ()\nThrowaway.local_ranks = lambda self: -1", "asking how many ranks a host has gave -1"),
+        ("return ()\nThrowaway.local_ranks = lambda self: 'many'", "asking how many ranks a host has gave 'many'"),
+        ("return ()\nThrowaway.local_ranks = lambda self: 1 / 0", "raised ZeroDivisionError"),
     ],
 )
 def test_a_plugin_that_says_what_is_no_variable_is_at_fault(site: Site, body: str, told: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from devices import _registry
 from devices._backend import Backend, Variable
 from devices.errors import ArgumentError
-from devices.roster.answers import variables_of
+from devices.roster.answers import local_ranks_of, variables_of
 
 SCHEMA = 1
 """Rises when a field changes its meaning or goes; new fields may come at any time."""
@@ -26,7 +26,7 @@ def examine(asked: str, ranks: int | None, local_rank: int | None) -> dict[str, 
 
     Args:
         asked: the backend's name, whether it is present or not; or "auto" for the one that `devices.init` would take.
-        ranks: how many ranks there are on this machine; as many as there are devices if None.
+        ranks: how many ranks there are on this machine; as many as the backend says if None.
         local_rank: one of them, to have its own variables among the others.
 
     Raises:
@@ -79,7 +79,7 @@ def as_script(found: dict[str, Any]) -> str:
 def _of_ranks(backend: Backend, ranks: int | None) -> list[dict[str, Any]]:
     """Return each rank's own variables; none if the first has none."""
     found: list[dict[str, Any]] = []
-    count = ranks if ranks is not None else len(backend.devices())
+    count = ranks if ranks is not None else local_ranks_of(backend)
     for rank in range(count):
         own: tuple[Variable, ...] = variables_of(backend, ranks, rank)
         if not own:

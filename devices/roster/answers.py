@@ -141,6 +141,26 @@ def variables_of(backend: Backend, ranks: int | None, local_rank: int | None) ->
     return tuple(kept.values())
 
 
+def local_ranks_of(backend: Backend) -> int:
+    """Return how many ranks a backend has on this host if nobody says otherwise.
+
+    Raises:
+        UnsupportedError: none can be started.
+        PluginError: the plugin is at fault.
+    """
+    doing = "asking how many ranks a host has"
+    try:
+        found: object = backend.local_ranks()
+        count: object = len(backend.devices()) if found is None else found
+    except UnsupportedError:
+        raise
+    except _ANY as error:
+        raise _raised(doing, error) from error
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MOST:
+        raise PluginError(f"{doing} gave {shown(count)}; it is a number from 0 to {MOST}, or None")
+    return count
+
+
 def links_of_hook(plugin: Loaded) -> Links:
     """Return what the plugin's hook `devices_links` states."""
     doing = "its hook `devices_links`"

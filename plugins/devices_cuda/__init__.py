@@ -42,17 +42,16 @@ class CudaBackend(Backend):
         return topology_of_this_host()
 
     def launch_environment(self, ranks: int | None = None, local_rank: int | None = None) -> Sequence[Variable]:
-        from devices.errors import UnsupportedError
-        from devices_cuda.launch import own_variables, shared_variables
-        from devices_cuda.presence import AbsentError, host
+        from devices_cuda.launch import own_variables, shared_variables, this_host
 
-        try:
-            machine = host()
-        except AbsentError as absent:
-            raise UnsupportedError(str(absent)) from absent
         if local_rank is None:
-            return shared_variables(machine, os.environ, ranks)
-        return own_variables(machine, os.environ, ranks, local_rank)
+            return shared_variables(this_host(), os.environ, ranks)
+        return own_variables(this_host(), os.environ, ranks, local_rank)
+
+    def local_ranks(self) -> int | None:
+        from devices_cuda.launch import local_ranks, this_host
+
+        return local_ranks(this_host(), os.environ)
 
     def contradictions(self) -> Sequence[str]:
         from devices_cuda.misfits import contradictions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from devices.errors import UnsupportedError
 from devices_cuda.memory import address_of, memory_of
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+_PATIENCE = 2.0
+"""Seconds for which a rank waits until NCCL has been aborted."""
 
 
 def open_group(group: Group) -> Communicator:
@@ -64,14 +68,32 @@ def _nccl(group: Group, version: str) -> Communicator:
 
     from devices import ProcessGroupCommunicator, torch_backend
 
-    backend = torch_backend("nccl", group)
+    backend, device = torch_backend("nccl", group), torch.device("cuda", group.device.index)
     try:
         # NCCL connects now, on this device: what is wrong shows here, and the first verb may be one that is captured.
-        backend.eager_connect_single_device(torch.device("cuda", group.device.index))
+        # It waits for its peers as long as it likes, and notices no death.
+        group.watched(lambda: backend.eager_connect_single_device(device), "connecting NCCL")
         # NCCL has no tags, and its messages wait their turn among the group's collectives.
         messages = open_staged(group, "messages between two ranks keep out of the order of NCCL's collectives")
-    except BaseException:
-        # Not shut down, which waits for peers that may not come.
-        backend.abort()
+    except BaseException as error:
+        _give_up(backend, error)
         raise
     return ProcessGroupCommunicator(backend, f"NCCL {version}", native=True, messages=messages)
+
+
+def _give_up(backend: Any, error: BaseException) -> None:
+    """Abort a group that did not open: to shut it down is to wait for peers that may not come."""
+    faults: list[Exception] = []
+
+    def abort() -> None:
+        try:
+            backend.abort()
+        except Exception as fault:
+            faults.append(fault)
+
+    # What connects still may hold it up, where NCCL was told not to block.
+    aborting = threading.Thread(target=abort, name="devices aborts NCCL", daemon=True)
+    aborting.start()
+    aborting.join(_PATIENCE)
+    if aborting.is_alive() or faults:
+        error.add_note(f"nor could NCCL be aborted: {faults[0] if faults else f'it takes longer than {_PATIENCE:g} s'}")

@@ -9,11 +9,29 @@ from pathlib import Path
 from devices import Variable
 from devices.errors import UnsupportedError
 from devices_cuda.machine import Machine
-from devices_cuda.visibility import VARIABLE, Seen, parts
+from devices_cuda.presence import AbsentError, host
+from devices_cuda.visibility import VARIABLE, Seen, parts, visible
 
 INTERFACE = "NCCL_SOCKET_IFNAME"
 ORDER = "CUDA_DEVICE_ORDER"
 _ROUTES = Path("/proc/net/route")
+
+
+def this_host() -> Machine:
+    """Return what NVML says of this host.
+
+    Raises:
+        UnsupportedError: there is no GPU to start ranks on.
+    """
+    try:
+        return host()
+    except AbsentError as absent:
+        raise UnsupportedError(str(absent)) from absent
+
+
+def local_ranks(machine: Machine, environment: Mapping[str, str]) -> int:
+    """Return how many ranks a host has if nobody says otherwise: one for each GPU or instance that is visible."""
+    return len(_left(machine, environment))
 
 
 def shared_variables(
@@ -24,7 +42,7 @@ def shared_variables(
     Args:
         machine: what NVML says of the host.
         environment: the variables that are set.
-        ranks: how many there are on the host; one for each GPU that is visible if None.
+        ranks: how many there are on the host; one for each GPU or instance that is visible if None.
         routes: Linux's table of routes.
     """
     left = _left(machine, environment)
@@ -56,6 +74,12 @@ def own_variables(
         return []
     if ranks is not None and local_rank >= ranks:
         raise UnsupportedError(f"there is no local rank {local_rank}, with {_many(ranks)}")
+    # Who has one instance alone has been given it.
+    if ranks is None and local_rank >= len(left) > 1:
+        raise UnsupportedError(
+            f"there is no local rank {local_rank}: {len(left)} MIG instances and GPUs are visible, and by `devices env "
+            "--ranks` several ranks share one"
+        )
     mine = left[local_rank % len(left)]
     what = "MIG instance" if mine.instance is not None else "GPU"
     why = f"this rank's {what}, {local_rank % len(left)} of {len(left)}; a process sees one MIG instance and no more"
@@ -92,11 +116,14 @@ def _left(machine: Machine, environment: Mapping[str, str]) -> Sequence[Seen]:
     """Return what all ranks of the host together may use.
 
     Raises:
-        UnsupportedError: nothing.
+        UnsupportedError: nothing; the reason is told.
     """
     left = [each for each in parts(machine, environment.get(VARIABLE)) if each.gpu.fault is None]
     if not left:
-        raise UnsupportedError(f"no GPU is left to start ranks on, of the {len(machine.gpus)} that are here")
+        why = visible(machine, environment.get(VARIABLE)).reason
+        raise UnsupportedError(
+            f"no GPU is left to start ranks on, of the {len(machine.gpus)} that are here{f': {why}' if why else ''}"
+        )
     return left
 
 

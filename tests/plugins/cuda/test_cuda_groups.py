@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ import torch.distributed as dist
 
 import devices
 from devices import Device, Group, Store
-from devices.errors import UnsupportedError
+from devices.errors import CollectiveError, CollectiveTimeoutError, UnsupportedError
 from devices_cuda import group as cuda
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -38,15 +41,30 @@ def test_ranks_share_a_gpu_where_host_and_gpu_are_the_same() -> None:
     assert cuda.sharing([at("PCI 0:1:0"), at("PCI 0:2:0"), at("PCI 0:2:0")]) == [1, 2]
 
 
-def opened(monkeypatch: pytest.MonkeyPatch, places: list[dict[str, Any]], use: Callable[[Any, int], Any]) -> list[Any]:
-    """Open a group as ranks of those places do, each in a thread; return what `use` returned or what was raised."""
+def opened(
+    monkeypatch: pytest.MonkeyPatch,
+    places: list[dict[str, Any]],
+    use: Callable[[Any, int], Any],
+    gone: Mapping[int, Callable[[], str]] = MappingProxyType({}),
+    seconds: float = 60,
+) -> list[Any]:
+    """Open a group as ranks of those places do, each in a thread; return what `use` returned or what was raised.
+
+    Args:
+        monkeypatch: pytest's.
+        places: where the ranks are.
+        use: is called with what carries the group, and the rank.
+        gone: by rank, what says to it who has died.
+        seconds: the group's timeout.
+    """
     by_index = dict(enumerate(places))
     monkeypatch.setattr(cuda, "place", by_index.__getitem__)
-    store, size = Store(dist.HashStore()), len(places)
+    kept, size = dist.HashStore(), len(places)
     results: list[Any] = [None] * size
 
     def open_one(rank: int) -> None:
-        group = Group(tuple(range(size)), rank, Device("cuda", "cuda", rank), store, timedelta(seconds=60), "g")
+        store, timeout = Store(kept, gone.get(rank)), timedelta(seconds=seconds)
+        group = Group(tuple(range(size)), rank, Device("cuda", "cuda", rank), store, timeout, "g")
         try:
             communicator = cuda.open_group(group)
             results[rank] = use(communicator, rank)
@@ -109,6 +127,86 @@ def test_a_group_whose_messages_cannot_open_leaves_no_nccl_behind(monkeypatch: p
     for error in opened(monkeypatch, [at("PCI 0:1:0"), at("PCI 0:2:0")], lambda *_: None):
         assert str(error) == "no memory to pin"
     assert [each.calls for each in made] == [[f"connected cuda:{rank}", "aborted"] for rank in range(2)]
+
+
+class Connecting(Connected):
+    """One that does in its place what a test says; NCCL's own waits for its peers, whatever becomes of them."""
+
+    def __init__(self, connect: Callable[[], object]) -> None:
+        super().__init__()
+        self._connect = connect
+
+    def eager_connect_single_device(self, device: torch.device) -> None:
+        super().eager_connect_single_device(device)
+        self._connect()
+
+
+def connecting(
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    connect: Callable[[int], object],
+    gone: Mapping[int, Callable[[], str]] = MappingProxyType({}),
+    seconds: float = 300,
+) -> tuple[list[Any], list[Connected]]:
+    """Return what became of ranks whose NCCL connects so, and what each of them asked of it."""
+    made = [Connecting(partial(connect, rank)) for rank in range(size)]
+    monkeypatch.setattr(devices, "torch_backend", lambda _, group: made[group.rank])
+    places = [at(f"PCI 0:{rank}:0") for rank in range(size)]
+    began = time.monotonic()
+    results = opened(monkeypatch, places, lambda *_: None, gone, seconds)
+    assert time.monotonic() - began < 60
+    return results, [*made]
+
+
+@pytest.fixture
+def never() -> Iterator[threading.Event]:
+    """What a call of a test waits for, until the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_a_peer_that_dies_while_nccl_connects_is_named_on_every_rank_at_once(
+    monkeypatch: pytest.MonkeyPatch, never: threading.Event
+) -> None:
+    all_connect, is_dead = threading.Barrier(3), threading.Event()
+
+    def connect(rank: int) -> None:
+        all_connect.wait(60)
+        if rank == 2:
+            is_dead.set()
+        never.wait()
+
+    # Rank 0 is on its host; rank 1, on another, has it from rank 0.
+    gone = {0: lambda: "rank 2 died" if is_dead.is_set() else ""}
+    (first, second, _), made = connecting(monkeypatch, 3, connect, gone)
+    assert type(first) is type(second) is CollectiveError
+    assert str(first) == "rank 0 of 3 in group 'g': connecting NCCL failed: rank 2 died"
+    assert str(second) == "rank 1 of 3 in group 'g': connecting NCCL failed: rank 2 died, as rank 0 found"
+    assert [each.calls for each in made] == [[f"connected cuda:{rank}", "aborted"] for rank in range(3)]
+
+
+def test_a_rank_whose_nccl_cannot_connect_ends_the_waiting_of_all_others(
+    monkeypatch: pytest.MonkeyPatch, never: threading.Event
+) -> None:
+    def connect(rank: int) -> None:
+        if rank == 1:
+            raise RuntimeError("NCCL error: unhandled system error")
+        never.wait()
+
+    (first, second), _ = connecting(monkeypatch, 2, connect)
+    assert type(first) is CollectiveError
+    assert str(first).endswith("connecting NCCL failed: NCCL error: unhandled system error, as rank 1 found")
+    assert type(second) is RuntimeError
+
+
+def test_nccl_that_connects_for_longer_than_the_groups_timeout_is_late(
+    monkeypatch: pytest.MonkeyPatch, never: threading.Event
+) -> None:
+    results, _ = connecting(monkeypatch, 2, lambda _: never.wait(), seconds=0.3)
+    for error in results:
+        assert isinstance(error, CollectiveTimeoutError)
+        assert "connecting NCCL was not done within 0.3 s; all ranks have begun it" in str(error)
 
 
 @pytest.mark.skipif(not dist.is_nccl_available(), reason="needs a torch that was built with NCCL")

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from cuda_machines import machine
 
+from devices.command.env import examine
 from devices.errors import UnsupportedError
+from devices_cuda import launch
 from devices_cuda.launch import contradictions, own_variables, shared_variables
 from devices_cuda.machine import Machine
 
@@ -54,6 +56,33 @@ def test_under_mig_each_rank_has_its_instance_not_run_on_hardware() -> None:
     assert again.value == names[1]
     with pytest.raises(UnsupportedError, match="there is no local rank 3, with 3 ranks"):
         own_variables(divided, {}, 3, 3)
+
+
+def test_without_a_number_of_ranks_each_instance_and_gpu_that_is_visible_has_one_not_run_on_hardware(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(launch, "host", lambda: machine("mig.json"))
+    instances = [f"MIG-0000000{part}-1111-5222-8333-444444444444" for part in range(2)]
+    for setting, expected in ((None, [*instances, SECOND]), (instances[1], instances[1:]), ("1", None)):
+        if setting is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
+        found = examine("cuda", None, None)
+        assert [each["variables"][0]["value"] for each in found["of_ranks"]] == (expected or [])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    own = {each["name"]: each["value"] for each in examine("cuda", None, 2)["variables"]}
+    assert own["CUDA_VISIBLE_DEVICES"] == SECOND
+    with pytest.raises(UnsupportedError, match="there is no local rank 3: 3 MIG instances and GPUs are visible"):
+        examine("cuda", None, 3)
+
+
+def test_a_gpu_in_mig_mode_without_instances_starts_no_rank_and_the_reason_says_how_to_make_one() -> None:
+    divided = machine("mig.json")
+    empty = replace(divided, gpus=(replace(divided.gpus[0], instances=()),))
+    with pytest.raises(
+        UnsupportedError, match=r"no GPU is left .* no instance of it was made \(`nvidia-smi mig -cgi`\)"
+    ):
+        shared(empty)
 
 
 def test_whole_gpus_are_found_by_local_rank_alone() -> None:

@@ -1,0 +1,148 @@
+"""A call in which a group's members wait for each other where nothing of ours sees them, watched from beside it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar, final
+
+from devices.errors import CollectiveError, CollectiveTimeoutError
+
+if TYPE_CHECKING:
+    from devices._group import Group
+
+_LOOK = 0.05
+"""Seconds between two looks at the other members."""
+
+_MOMENT = 0.5
+"""Seconds within which a member whose connections have broken is seen to have died, or says what went wrong."""
+
+T = TypeVar("T")
+
+
+def watched(group: Group, call: Callable[[], T], what: str) -> T:
+    """Return what `call` does, as `Group.watched` says."""
+    running, others = _Running(call, f"devices {group.name} {what}"), _Others(group, what)
+    deadline = time.monotonic() + group.timeout.total_seconds()
+    try:
+        while not running.is_over(_LOOK):
+            if died := others.died():
+                # It may have done its part before.
+                if running.is_over(_MOMENT) and running.error is None:
+                    break
+                raise died from running.error
+            if failed := others.failed():
+                raise failed
+            if time.monotonic() > deadline:
+                raise others.late()
+        if running.error is not None:
+            if lost := others.soon_lost():
+                raise lost from running.error
+            raise running.error
+    except BaseException as error:
+        others.tell(error)
+        raise
+    return running.result()
+
+
+@final
+class _Running(Generic[T]):
+    """A call on a thread of its own; the thread stays behind if the call does not end."""
+
+    def __init__(self, call: Callable[[], T], name: str) -> None:
+        self._call = call
+        self._results: list[T] = []
+        self.error: BaseException | None = None
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._results.append(self._call())
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._ended.set()
+
+    def is_over(self, seconds: float) -> bool:
+        """Return whether it has ended, or does within so many seconds."""
+        return self._ended.wait(seconds)
+
+    def result(self) -> T:
+        """Return what it returned."""
+        return self._results[0]
+
+
+@final
+class _Others:
+    """What is known of the other members meanwhile: those of this host that die, and what any of them says.
+
+    The store is asked by a connection of its own: the call may be waiting in the other one, which holds up all there.
+    """
+
+    def __init__(self, group: Group, what: str) -> None:
+        self._group, self._what = group, what
+        apart = group.store.apart()
+        self._store = None if apart is None else apart.under(f"watched/{what}")
+        if self._store is not None:
+            self._store.set(f"begun/{group.rank}", True)
+
+    def died(self) -> CollectiveError | None:
+        """Return the error of a member of this host that has died; None if none has."""
+        lost = self._group.store.lost()
+        return self._failed(lost) if lost else None
+
+    def failed(self) -> CollectiveError | None:
+        """Return the error of what another member says that went wrong; None if none says anything."""
+        if self._store is None:
+            return None
+        try:
+            if not self._store.torch.check(["failed"]):
+                return None
+            said = self._store.get("failed")
+        except Exception as error:
+            # It may be with the member that has died.
+            return self.soon_lost() or self._failed(f"the store that its ranks meet by is gone: {error}")
+        kind = CollectiveTimeoutError if said["late"] else CollectiveError
+        return kind(f"{self._group}: {self._what} failed: {said['text']}, as rank {said['rank']} found")
+
+    def soon_lost(self) -> CollectiveError | None:
+        """Return the error of a member that has died, or does in a moment: its connections break before it ends."""
+        deadline = time.monotonic() + _MOMENT
+        while not (error := self.died()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return error
+
+    def late(self) -> CollectiveTimeoutError:
+        """Return the error of a call that did not end in time."""
+        group, missing = self._group, self._missing()
+        who = f"ranks {missing} did not begin it" if missing else "all ranks have begun it"
+        seconds = group.timeout.total_seconds()
+        return CollectiveTimeoutError(f"{group}: {self._what} was not done within {seconds:g} s; {who}")
+
+    def _missing(self) -> list[int]:
+        """Return the ranks of the world of the members that have not begun, as far as the store says."""
+        if self._store is None:
+            return []
+        store, ranks = self._store.torch, self._group.ranks
+        return [rank for at, rank in enumerate(ranks) if not store.check([f"begun/{at}"])]
+
+    def tell(self, error: BaseException) -> None:
+        """Let the others know that this rank has failed; whoever cannot be told finds out by the timeout."""
+        if self._store is None:
+            return
+        text = str(error).removeprefix(f"{self._group}: {self._what} failed: ") or type(error).__name__
+        said = {
+            "rank": self._group.ranks[self._group.rank],
+            "text": text,
+            "late": isinstance(error, CollectiveTimeoutError),
+        }
+        try:
+            if not self._store.torch.check(["failed"]):
+                self._store.set("failed", said)
+        except Exception as lost:
+            error.add_note(f"nor could the other ranks be told of it: {lost}")
+
+    def _failed(self, cause: str) -> CollectiveError:
+        return CollectiveError(f"{self._group}: {self._what} failed: {cause}")
