@@ -22,8 +22,8 @@ from devices.algorithms.started import DONE
 from devices.domains.alarm import Alarm
 from devices.domains.bridge import Bridge
 from devices.domains.ended import Ended
-from devices.domains.inside import Inside
-from devices.domains.members import Domains, crossings
+from devices.domains.inside import Inside, cut
+from devices.domains.members import Domains, crossings, overlaps
 from devices.domains.messages import DomainsMessages, Watched
 from devices.domains.pipeline import Piece, run
 from devices.domains.recovery import Recovery
@@ -149,33 +149,32 @@ class DomainsCommunicator(Communicator):
 
     def _reduced(self, piece: Tensor, op: str) -> Piece:
         """Reduce a piece in the domain, each lane's parts at one rank of a domain each, and hand out the result."""
-        whole, me = self._even(piece), self._mine
-        cuts = self._shares.cuts(me, whole.numel())
-        own, start = self._inside.reduce_scatter(whole, cuts, op), cuts[self._inside.place]
+        me = self._mine
+        cuts = self._shares.cuts(me, piece.numel())
+        places = cut([piece], cuts)
+        own, start = self._inside.reduce_scatter(places, op), cuts[self._inside.place]
         sends, recvs, sums = [], [], []
-        for ranks, lane in self._shares.lanes(whole.numel()):
+        for ranks, lane in self._shares.lanes(piece.numel()):
             if ranks[me] != self._inside.place:
                 continue
-            parts = [own[cut - start : stop - start] for cut, stop in itertools.pairwise(lane)]
+            parts = [own[begin - start : stop - start] for begin, stop in itertools.pairwise(lane)]
             given = [parts[me] if at == me else torch.empty_like(parts[me]) for at in range(len(parts))]
-            sums.append((parts[me], given))
+            sums.append(given)
             for at, place in enumerate(ranks):
                 if at != me:
                     peer = self._domains.members[at][place]
                     sends.append((peer, parts[at]))
                     recvs.append((peer, given[at]))
         yield self._bridge.start(sends, recvs)
-        for mine, given in sums:
-            total = COMBINE[op](given[0], given[1])
-            for each in given[2:]:
-                COMBINE[op](total, each, out=total)
-            mine.copy_(total)
+        for given in sums:
+            # Where this rank's own is one of the first two, the sum may lie there.
+            _add_up(given, op, given[me] if me < 2 else given[0])
+            if me >= 2:
+                given[me].copy_(given[0])
         # Back the same ways: of each lane this rank has one part, and the others get it.
-        back = [(peer, sums[at // (len(self._sizes) - 1)][0]) for at, (peer, _) in enumerate(sends)]
+        back = [(peer, sums[at // (len(self._sizes) - 1)][me]) for at, (peer, _) in enumerate(sends)]
         yield self._bridge.start(back, sends)
-        self._inside.all_gather(whole, cuts, own)
-        if whole.data_ptr() != piece.data_ptr():
-            piece.copy_(whole[: piece.numel()])
+        self._inside.all_gather(places, own)
 
     def all_gather(self, output: Tensor, input: Tensor) -> Pending:
         rows = output.view(self._group.size, -1)
@@ -191,28 +190,22 @@ class DomainsCommunicator(Communicator):
 
     def _gathered(self, rows: Tensor, piece: Tensor) -> Piece:
         """Gather a piece in each domain, and let each domain have what the others gathered."""
-        mine = self._even(piece)
-        size, inside, me = mine.numel(), self._inside, self._mine
-        here = mine.new_empty(inside.size * size)
-        inside.all_gather(here, range(0, here.numel() + 1, size), mine)
+        inside, me, size = self._inside, self._mine, piece.numel()
+        of_domains = [[rows[rank] for rank in members] for members in self._domains.members]
+        inside.all_gather([[row] for row in of_domains[me]], piece)
+        here = inside.size * size
+        [own] = cut(of_domains[me], self._mine_of(here))
+        crosses = own[0] if len(own) == 1 else torch.cat(own) if own else piece[:0]
         sends, recvs, parts = [], [], {}
-        for at, members in enumerate(self._domains.members):
-            if at == me:
-                continue
-            sends += self._ways(at, here[self._mine_of(here.numel())], here.numel())
-            total = len(members) * size
-            own = self._mine_of(total)
-            parts[at] = mine.new_empty(own.stop - own.start)
-            recvs += self._ways(at, parts[at], total)
+        for at, theirs in enumerate(of_domains):
+            if at != me:
+                sends += self._ways(at, crosses, here)
+                start, stop = self._mine_of(total := len(theirs) * size)
+                parts[at] = piece.new_empty(stop - start)
+                recvs += self._ways(at, parts[at], total)
         yield self._bridge.start(sends, recvs)
-        for at, members in enumerate(self._domains.members):
-            if at == me:
-                found = here
-            else:
-                found = mine.new_empty(len(members) * size)
-                inside.all_gather(found, self._shares.cuts(me, found.numel()), parts[at])
-            for rank, row in zip(members, found.view(len(members), size), strict=True):
-                rows[rank].copy_(row[: piece.numel()])
+        for at, part in parts.items():
+            inside.all_gather(cut(of_domains[at], self._shares.cuts(me, len(of_domains[at]) * size)), part)
 
     def reduce_scatter(self, output: Tensor, input: Tensor, op: str) -> Pending:
         rows = input.view(self._group.size, -1)
@@ -228,39 +221,33 @@ class DomainsCommunicator(Communicator):
 
     def _scattered(self, piece: Tensor, rows: Tensor, op: str) -> Piece:
         """Reduce, in each domain, what each other one is to have, and let each rank add up what comes for it."""
-        size = -(-piece.numel() // self._domains.unit) * self._domains.unit
-        inside, me = self._inside, self._mine
-        here = range(0, inside.size * size + 1, size)
-        sends, recvs, came = [], [], {}
-        for at, members in enumerate(self._domains.members):
-            theirs = rows.new_empty(len(members), size)
-            for row, rank in zip(theirs, members, strict=True):
-                row[: piece.numel()].copy_(rows[rank])
-                row[piece.numel() :].zero_()
-            if at == me:
-                came[at] = inside.reduce_scatter(theirs.view(-1), here, op)
-                continue
-            own = inside.reduce_scatter(theirs.view(-1), self._shares.cuts(me, theirs.numel()), op)
-            sends += self._ways(at, own, theirs.numel())
-            mine = self._mine_of(here[-1])
-            came[at] = rows.new_empty(mine.stop - mine.start)
-            recvs += self._ways(at, came[at], here[-1])
+        inside, me, size = self._inside, self._mine, piece.numel()
+        of_domains = [[rows[rank] for rank in members] for members in self._domains.members]
+        parts = [[row] for row in of_domains[me]]
+        for at, theirs in enumerate(of_domains):
+            if at != me:
+                for part, more in zip(parts, cut(theirs, self._shares.cuts(me, len(theirs) * size)), strict=True):
+                    part += more
+        own = inside.reduce_scatter(parts, op)
+        sends, recvs, came, place = [], [], {me: own[:size]}, size
+        for at, theirs in enumerate(of_domains):
+            if at != me:
+                begin, end = self._mine_of(total := len(theirs) * size)
+                sends += self._ways(at, own[place : place + end - begin], total)
+                place += end - begin
+                begin, end = self._mine_of(inside.size * size)
+                came[at] = own.new_empty(end - begin)
+                recvs += self._ways(at, came[at], inside.size * size)
         yield self._bridge.start(sends, recvs)
-        given = [part if at == me else self._own_row(part, size) for at, part in came.items()]
-        total = COMBINE[op](given[0], given[1])
-        for each in given[2:]:
-            COMBINE[op](total, each, out=total)
-        piece.copy_(total[: piece.numel()])
+        given = [came[at] if at == me else self._own_row(came[at], size) for at in range(len(of_domains))]
+        _add_up(given, op, piece)
 
     def _own_row(self, part: Tensor, size: int) -> Tensor:
         """Return what came for this rank, of which others have some, and it theirs, where their parts are not equal."""
         inside = self._inside
         cuts = self._shares.cuts(self._mine, inside.size * size)
-        if all(stop - start == size for start, stop in itertools.pairwise(cuts)):
-            return part
-        whole = part.new_empty(inside.size * size)
-        inside.all_gather(whole, cuts, part)
-        return whole[inside.place * size :][:size]
+        rows = range(0, inside.size * size + 1, size)
+        return part if list(cuts) == list(rows) else inside.all_to_all(part, overlaps(cuts, rows))
 
     def broadcast(self, tensor: Tensor, src: int) -> Pending:
         call = Asked("broadcast", tensor.dtype, tensor.numel(), "", src)
@@ -268,24 +255,18 @@ class DomainsCommunicator(Communicator):
 
     def _spread(self, piece: Tensor, src: int) -> Piece:
         """Pass a piece on from domain to domain, from the source's on."""
-        inside, count = self._inside, len(self._sizes)
+        inside, count, length = self._inside, len(self._sizes), piece.numel()
         first = self._domains.of_rank(src)
         turn = (self._mine - first) % count
-        whole = self._even(piece)
-        length = whole.numel()
-        mine = self._mine_of(length)
+        own = piece[slice(*self._mine_of(length))]
         if turn == 0:
-            inside.broadcast(whole, self._domains.members[first].index(src))
-            own = whole[mine]
+            inside.broadcast(piece, self._domains.members[first].index(src))
         else:
-            own = whole.new_empty(mine.stop - mine.start)
             yield self._bridge.start([], self._ways((self._mine - 1) % count, own, length))
         if turn < count - 1:
             yield self._bridge.start(self._ways((self._mine + 1) % count, own, length), [])
         if turn:
-            inside.all_gather(whole, self._shares.cuts(self._mine, length), own)
-        if whole.data_ptr() != piece.data_ptr():
-            piece.copy_(whole[: piece.numel()])
+            inside.all_gather(cut([piece], self._shares.cuts(self._mine, length)), own)
 
     def all_to_all(
         self, output: Tensor, input: Tensor, output_counts: Sequence[int], input_counts: Sequence[int]
@@ -323,9 +304,10 @@ class DomainsCommunicator(Communicator):
 
         return self._run(Asked("barrier", None), meet)
 
-    def _mine_of(self, length: int) -> slice:
-        """Return this rank's part of what crosses to or from its domain."""
-        return slice(*self._shares.cuts(self._mine, length)[self._inside.place :][:2])
+    def _mine_of(self, length: int) -> tuple[int, int]:
+        """Return where this rank's part of what crosses to or from its domain begins and ends."""
+        start, stop = self._shares.cuts(self._mine, length)[self._inside.place :][:2]
+        return start, stop
 
     def _ways(self, domain: int, own: Tensor, length: int) -> list[tuple[int, Tensor]]:
         """Return whom of another domain this rank sends what of its own part to, or gets it from."""
@@ -347,11 +329,6 @@ class DomainsCommunicator(Communicator):
         unit = self._domains.unit
         size = max(PIECE // tensor.element_size() // rows // unit, 1) * unit
         return list(torch.split(tensor, size))
-
-    def _even(self, piece: Tensor) -> Tensor:
-        """Return a piece, made longer if the ranks of a domain would not have equal parts of it."""
-        over = -piece.numel() % self._domains.unit
-        return torch.cat([piece, piece.new_zeros(over)]) if over else piece
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
         # Of a verb that is composed of messages: what goes wrong in it is told to all, as in any other.
@@ -396,3 +373,10 @@ class DomainsCommunicator(Communicator):
         finally:
             self._between.close()
         self._alarm.close()
+
+
+def _add_up(given: Sequence[Tensor], op: str, total: Tensor) -> None:
+    """Write the reduction of two or more tensors, in their order, into `total`, which may be one of the first two."""
+    COMBINE[op](given[0], given[1], out=total)
+    for each in given[2:]:
+        COMBINE[op](total, each, out=total)

@@ -91,6 +91,22 @@ Crossing(sender=1, receiver=1, start=3, stop=4), Crossing(sender=1, receiver=2, 
     ]
 
 
+def overlaps(first: Sequence[int], second: Sequence[int]) -> list[list[int]]:
+    """Return how much each part of some elements has of each part of another division of them.
+
+    Args:
+        first: where the parts of the one begin, and where the last one ends.
+        second: the same of the other.
+
+    >>> overlaps([0, 4, 6], [0, 3, 6])
+    [[3, 1], [0, 2]]
+    """
+    return [
+        [max(0, min(stop, end) - max(start, begin)) for begin, end in pairwise(second)]
+        for start, stop in pairwise(first)
+    ]
+
+
 class Lane(NamedTuple):
     """Elements that one rank of each domain has a sum of, which those ranks add up among themselves, in equal parts.
 

@@ -13,6 +13,10 @@ _KEPT = 256
 """So many lengths' parts are remembered."""
 
 
+_BLOCK = 64
+"""Parts of many elements begin at multiples of so many."""
+
+
 @final
 class Shares:
     """The parts that the ranks of each domain have of what crosses: the same on every rank, and from call to call.
@@ -43,7 +47,10 @@ class Shares:
         speeds = [1.0] * len(ranks) if self.bandwidths is None else [self.bandwidths[rank] for rank in ranks]
         if len(set(speeds)) == 1:
             return tuple(length * at // len(ranks) for at in range(len(ranks) + 1))
-        return tuple(accumulate(shares(length, speeds).sizes, initial=0))
+        # What begins where a cache line does is reduced and copied sooner.
+        block = _BLOCK if length >= _BLOCK * _BLOCK else 1
+        *cuts, _ = accumulate(shares(length // block, speeds).sizes, initial=0)
+        return (*(at * block for at in cuts), length)
 
     def lanes(self, length: int) -> list[Lane]:
         """Return the lanes of `length` elements that every domain has a sum of."""

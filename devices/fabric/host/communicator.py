@@ -226,6 +226,33 @@ class SharedMemoryCommunicator(Communicator):
             large.reduce_scatter(self._rounds, self._rank, into, array, reduce, self._size, self._about(key))
         return DONE
 
+    def reduce_parts(self, output: Tensor, parts: Sequence[Sequence[Tensor]], op: str) -> None:
+        """Fill `output` with this rank's part of the reduction; the ranks' parts may be of any lengths.
+
+        Args:
+            output: in memory of its own.
+            parts: by rank, what makes up its part, one after the other; as long on every rank.
+            op: how.
+        """
+        key = self._key("reduce_scatter", output, sum(each.numel() for part in parts for each in part), op)
+        into, arrays, reduce = array_of(output), _arrays(parts), combine(op, output.dtype)
+        with self._in_call:
+            self._meet(key)
+            large.reduce_parts(self._rounds, self._rank, into, arrays, reduce, self._about(key))
+
+    def gather_parts(self, parts: Sequence[Sequence[Tensor]], input: Tensor) -> None:
+        """Fill all ranks' `parts` with the inputs of those, which may be of any lengths; all are bytes.
+
+        Args:
+            parts: by rank, what its input is to lie in, one after the other; together as long as that.
+            input: this rank's.
+        """
+        key = self._key("all_gather", input, sum(each.numel() for part in parts for each in part))
+        arrays, array = _arrays(parts), array_of(input)
+        with self._in_call:
+            self._meet(key)
+            large.gather_parts(self._rounds, self._rank, arrays, array, self._about(key))
+
     def all_gather(self, output: Tensor, input: Tensor) -> Pending:
         self._gather("all_gather", output, input, -1)
         return DONE
@@ -399,6 +426,10 @@ class _InCall:
         """Hear what a call has ended by."""
         if not isinstance(error, DevicesError):
             self._watch.give_up(error, f"call {self._watch.number()} of the group")
+
+
+def _arrays(parts: Sequence[Sequence[Tensor]]) -> list[list[Array]]:
+    return [[array_of(each) for each in part] for part in parts]
 
 
 @cache

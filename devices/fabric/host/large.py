@@ -6,7 +6,7 @@ that no part's data overwrites another's that a slower rank still reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -172,6 +172,56 @@ def all_to_all(
                 np.copyto(target, buffers[peer][rank * part : rank * part + target.size])
 
 
+def reduce_parts(
+    rounds: Rounds, rank: int, output: Array, parts: Sequence[Sequence[Array]], op: Combine, about: About
+) -> None:
+    """Fill `output` with this rank's part of the reduction of all ranks' `parts`, which may be of any lengths.
+
+    Args:
+        rounds: this rank's.
+        rank: this rank.
+        output: in memory of its own.
+        parts: by rank, arrays that make up its part one after the other; as long on every rank.
+        op: how.
+        about: what the call is, for errors.
+    """
+    size, dtype = len(parts), output.dtype
+    room = BUFFER // size // 64 * 64 // dtype.itemsize
+    for start in range(0, _longest(parts), room):
+        mine = rounds.following()[rank].view(dtype)
+        for peer in range(size):
+            if peer != rank:
+                for at, piece in _cut(parts[peer], start, start + room):
+                    np.copyto(mine[peer * room + at :][: piece.size], piece)
+        buffers = [buffer.view(dtype) for buffer in rounds.meet(about)]
+        for at, own in _cut(parts[rank], start, start + room):
+            place = slice(rank * room + at, rank * room + at + own.size)
+            inputs = [own if each == rank else buffers[each][place] for each in range(size)]
+            reduce_all(inputs, op, output[start + at :][: own.size])
+
+
+def gather_parts(rounds: Rounds, rank: int, parts: Sequence[Sequence[Array]], input: Array, about: About) -> None:
+    """Fill all ranks' `parts` with the inputs of those, which may be of any lengths.
+
+    Args:
+        rounds: this rank's.
+        rank: this rank.
+        parts: by rank, arrays that its input is to lie in one after the other; together as long as that.
+        input: this rank's.
+        about: what the call is, for errors.
+    """
+    for at, target in _cut(parts[rank], 0, input.size):
+        np.copyto(target, input[at : at + target.size])
+    for start in range(0, _longest(parts), BUFFER):
+        own = input[start : start + BUFFER]
+        np.copyto(rounds.following()[rank][: own.size], own)
+        buffers = rounds.meet(about)
+        for peer, into in enumerate(parts):
+            if peer != rank:
+                for at, target in _cut(into, start, start + BUFFER):
+                    np.copyto(target, buffers[peer][at : at + target.size])
+
+
 def reduce_all(inputs: Sequence[Array], op: Combine, out: Array) -> None:
     """Write the reduction of two or more arrays, in their order, into `out`, which may be one of the first two."""
     op(inputs[0], inputs[1], out)
@@ -182,3 +232,16 @@ def reduce_all(inputs: Sequence[Array], op: Combine, out: Array) -> None:
 def _parts(array: Array, counts: Sequence[int]) -> list[Array]:
     ends = np.cumsum(counts)
     return [array[end - count : end] for end, count in zip(ends.tolist(), counts, strict=True)]
+
+
+def _cut(arrays: Sequence[Array], start: int, stop: int) -> Iterator[tuple[int, Array]]:
+    """Return what of arrays that lie one after the other is from `start` to `stop`, and how far from `start` it is."""
+    at = -start
+    for array in arrays:
+        if (piece := array[max(-at, 0) : max(stop - start - at, 0)]).size:
+            yield max(at, 0), piece
+        at += array.size
+
+
+def _longest(parts: Sequence[Sequence[Array]]) -> int:
+    return max(sum(array.size for array in part) for part in parts)
