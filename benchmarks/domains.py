@@ -132,11 +132,17 @@ def show(rate: str, sizes: Sequence[int], rows: Sequence[dict[str, float]]) -> N
 
 
 def show_lanes(rates: Sequence[int], rows: Sequence[dict[str, float]]) -> None:
-    print(f"\n2 + 2 ranks, each with a cable of its own: {' and '.join(map(str, rates))} Mbit/s in each direction")
-    print("verb                 equal parts   as told   times  as measured   times")
+    speed, possible = rows[0]["goodput"] / 1e6, sum(rates) / 2 / min(rates)
+    print(f"\n2 + 2 ranks, each with a cable of its own: {' and '.join(map(str, rates))} Mbit/s in each direction, of")
+    print(f"which TCP carries {speed:.1f} MB/s; no parts are more than {possible:.2f} times as fast as equal ones")
+    print("verb               bound s  equal parts   as told  of bound  times  as measured  of bound  times")
     for row in rows:
-        equal, told, found = row["equal"], row["told"], row["measured"]
-        print(f"{row['verb']:16}{equal:16.3f}{told:10.3f}{equal / told:7.2f}x{found:13.3f}{equal / found:7.2f}x")
+        bound, equal = row["bound"], row["equal"]
+        found = "".join(
+            f"{row[name]:{width}.3f}{row[name] / bound:9.2f}x{equal / row[name]:6.2f}x"
+            for name, width in (("told", 10), ("measured", 13))
+        )
+        print(f"{row['verb']:16}{bound:10.3f}{equal:13.3f}{found}")
 
 
 # What each rank does.
@@ -160,12 +166,16 @@ def measure_lanes(case: dict[str, object]) -> None:
             groups[name] = dist.new_group()
             if world.rank == 0:
                 print(name, devices.explain(groups[name]), file=sys.stderr)
+        speeds = devices.all_gather(torch.tensor([own_cable(rates, world.rank)]))
+        goodput = sum(min(speeds[lane], speeds[lane + 2]).item() for lane in (0, 1))
         x, part = torch.ones(size // 4), torch.ones(size // 16)
+        y = torch.empty_like(x)
         verbs: dict[str, Callable[[dist.ProcessGroup | None], object]] = {
             "all_reduce": lambda group: devices.all_reduce(x, group, out=x),
             "all_gather": lambda group: devices.all_gather(part, group, out=x),
             "reduce_scatter": lambda group: devices.reduce_scatter(x, group, out=part),
             "broadcast": lambda group: devices.broadcast(x, group, src=0, out=x),
+            "all_to_all": lambda group: devices.all_to_all(x, group, out=y),
         }
         rows = []
         for verb, call in verbs.items():
@@ -177,7 +187,9 @@ def measure_lanes(case: dict[str, object]) -> None:
                     call(group)
                     seen[name].append(time.perf_counter() - start)
             slowest = {name: devices.all_reduce(torch.tensor(times), op="max") for name, times in seen.items()}
-            rows.append({"verb": verb, **{name: times.median().item() for name, times in slowest.items()}})
+            crossing = size // 2 if verb in ("all_gather", "reduce_scatter") else size
+            figures = {name: times.median().item() for name, times in slowest.items()}
+            rows.append({"verb": verb, "goodput": goodput, "bound": crossing / goodput, **figures})
         if world.rank == 0:
             print(json.dumps(rows))
 
@@ -226,18 +238,10 @@ def streams(sizes: Sequence[int], rank: int) -> float:
     lanes = max(sizes)
     mine = [lane for lane in range(lanes) if (lane % first if rank < first else first + lane % second) == rank]
     times: list[float] = []
-    each = STREAMED // lanes
 
     def carry(lane: int) -> None:
         with connected(lane, listens=rank < first) as way:
-            start = time.perf_counter()
-            sender = threading.Thread(target=way.sendall, args=(bytes(each),))
-            sender.start()
-            left = each
-            while left:
-                left -= len(way.recv(min(left, 1 << 20)))
-            sender.join()
-            times.append(time.perf_counter() - start)
+            times.append(swapped(way, STREAMED // lanes))
 
     threads = [threading.Thread(target=carry, args=(lane,)) for lane in mine]
     for thread in threads:
@@ -247,16 +251,37 @@ def streams(sizes: Sequence[int], rank: int) -> float:
     return STREAMED / max(times)
 
 
-def connected(lane: int, *, listens: bool) -> socket.socket:
+def own_cable(rates: Sequence[int], rank: int) -> float:
+    """Return the bytes a second that this rank's own cable carries in one direction, all being in use in both."""
+    lane = rank % 2
+    each = STREAMED * rates[lane] // sum(rates)
+    with connected(lane, listens=rank < 2, cable=lane) as way:
+        return each / swapped(way, each)
+
+
+def swapped(way: socket.socket, size: int) -> float:
+    """Send and receive so many bytes at once; return how long it took."""
+    start = time.perf_counter()
+    sender = threading.Thread(target=way.sendall, args=(bytes(size),))
+    sender.start()
+    left = size
+    while left:
+        left -= len(way.recv(min(left, 1 << 20)))
+    sender.join()
+    return time.perf_counter() - start
+
+
+def connected(lane: int, *, listens: bool, cable: int = 0) -> socket.socket:
+    address = ADDRESSES[0].replace(".100.", f".{100 + cable}.")
     if listens:
-        with socket.create_server((ADDRESSES[0], PORT + 1 + lane)) as server:
+        with socket.create_server((address, PORT + 1 + lane)) as server:
             way = server.accept()[0]
         way.sendall(b"!")
         way.recv(1)
         return way
     while True:
         try:
-            way = socket.create_connection((ADDRESSES[0], PORT + 1 + lane))
+            way = socket.create_connection((address, PORT + 1 + lane))
         except OSError:
             time.sleep(0.01)
             continue

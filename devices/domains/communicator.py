@@ -28,6 +28,7 @@ from devices.domains.messages import DomainsMessages, Watched
 from devices.domains.pipeline import Piece, run
 from devices.domains.recovery import Recovery
 from devices.domains.shares import Shares
+from devices.domains.swapped import Swap
 from devices.errors import CollectiveError, MismatchError, UnsupportedError
 from devices.fabric.host import open_here
 from devices.fabric.mark import Mark
@@ -41,7 +42,7 @@ WAYS: Mapping[str, str] = MappingProxyType(
         "all_gather": "all_gather in each domain, messages between them, all_gather of what came in each; in pieces",
         "reduce_scatter": "reduce_scatter in each domain of what every one is to have, messages between; in pieces",
         "broadcast": "broadcast in the source's domain, messages from domain to domain, all_gather in each; in pieces",
-        "all_to_all": "messages from rank to rank",
+        "all_to_all": "messages from rank to rank; behind unequal links by the ranks whose links have room, in pieces",
         "barrier": "all ranks of each domain, then their first ranks among themselves",
     }
 )
@@ -275,26 +276,41 @@ class DomainsCommunicator(Communicator):
             me = self._group.rank
             sent, came = input.split(list(input_counts)), output.split(list(output_counts))
             peers = [rank for rank in range(self._group.size) if rank != me]
-            self._check_counts(peers, input_counts, output_counts)
+            counts = self._check_counts(input_counts, output_counts)
+            if self._shares.are_uneven:
+                swap = Swap(me, self._domains, self._shares, self._bridge)
+                came[me].copy_(sent[me])
+                run(swap.pieces(sent, came, counts, PIECE))
+                return
             pending = self._bridge.start([(peer, sent[peer]) for peer in peers], [(peer, came[peer]) for peer in peers])
             came[me].copy_(sent[me])
             pending.wait()
 
         return self._run(Asked("all_to_all", input.dtype), exchange)
 
-    def _check_counts(self, peers: Sequence[int], sent: Sequence[int], expected: Sequence[int]) -> None:
-        """Raise if a peer sends another number of bytes than this rank expects."""
-        says = [(peer, torch.tensor([sent[peer]])) for peer in peers]
-        said = [(peer, torch.empty(1, dtype=torch.int64)) for peer in peers]
-        self._bridge.start(says, said).wait()
+    def _check_counts(self, sent: Sequence[int], expected: Sequence[int]) -> list[list[int]]:
+        """Return what each rank sends to each, as far as this rank is told: all, where links are uneven, or its own.
+
+        Raises:
+            MismatchError: a peer sends another number of bytes than this rank expects.
+        """
+        me, size = self._group.rank, self._group.size
+        peers = [rank for rank in range(size) if rank != me]
+        is_whole = self._shares.are_uneven
+        row = torch.tensor(sent)
+        says = [(peer, row if is_whole else row[peer : peer + 1]) for peer in peers]
+        said = {peer: torch.empty(size if is_whole else 1, dtype=torch.int64) for peer in peers}
+        self._bridge.start(says, list(said.items())).wait()
+        counts = [list(sent) if rank == me else said[rank].tolist() for rank in range(size)]
         ranks = self._group.ranks
-        me = ranks[self._group.rank]
-        for peer, count in said:
-            if (found := int(count)) != expected[peer]:
+        for peer in peers:
+            if (found := counts[peer][me if is_whole else 0]) != expected[peer]:
                 raise MismatchError(
-                    f"rank {me}: all_to_all in group {self._group.name!r}: the ranks' calls differ in sizes: rank "
-                    f"{ranks[peer]} sends {found} bytes to rank {me}, which expects {expected[peer]} ({caller()})"
+                    f"rank {ranks[me]}: all_to_all in group {self._group.name!r}: the ranks' calls differ in sizes: "
+                    f"rank {ranks[peer]} sends {found} bytes to rank {ranks[me]}, which expects {expected[peer]} "
+                    f"({caller()})"
                 )
+        return counts
 
     def barrier(self) -> Pending:
         def meet() -> None:

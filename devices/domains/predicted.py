@@ -26,9 +26,7 @@ def seconds(size: int, domains: Domains, bandwidths: Sequence[float]) -> dict[st
     # What a domain has goes to every other one; the rest comes to it. A reduce_scatter is that the other way round.
     gathered = max(max((count - 1) * part, 1 - part) * size / way for part, way in zip(parts, ways, strict=True))
     swapped = max(
-        (1 - part) * size / bandwidths[rank]
-        for part, members in zip(parts, domains.members, strict=True)
-        for rank in members
+        (1 - part) * size * len(members) / way for part, members, way in zip(parts, domains.members, ways, strict=True)
     )
     return {
         "all_reduce": 2 * (count - 1) / count * size / min(ways),

@@ -30,6 +30,10 @@ class Shares:
     def __init__(self, domains: Domains, bandwidths: Sequence[float] | None = None) -> None:
         self._members = domains.members
         self.bandwidths = bandwidths
+        self.are_uneven = bandwidths is not None and any(
+            len({bandwidths[rank] for rank in ranks}) > 1 for ranks in domains.members
+        )
+        """Whether some domain's ranks have parts that are not equal."""
         self._cuts: dict[tuple[int, int], tuple[int, ...]] = {}
         self._lanes: dict[int, list[Lane]] = {}
 
