@@ -94,15 +94,16 @@ class Swap:
             part = [[min(max(count - start, 0), each) for count in row] for row in counts]
             if part != before:
                 found, before = legs(part, self._domains, self._shares, self._mine), part
-            parts = [[tensor[start : start + each] for tensor in whole] for whole in (sent, came)]
-            yield self._piece(*parts, found)
+            slices = [[tensor[start : start + each] for tensor in whole] for whole in (sent, came)]
+            yield self._piece(slices[0], slices[1], found)
 
     def _piece(self, sent: Sequence[Tensor], came: Sequence[Tensor], found: Sequence[Leg]) -> Piece:
         """Take parts to the ranks that they leave by, from there to those that they come in by, and on to the last."""
         me, start = self._rank, self._bridge.start
         near = [rank for rank in self._domains.members[self._mine] if rank != me]
         sends, recvs = [(rank, sent[rank]) for rank in near], [(rank, came[rank]) for rank in near]
-        leaving, entering, last = [], [], []
+        leaving, entering = [], []
+        onward: tuple[list[tuple[int, Tensor]], list[tuple[int, Tensor]]] = [], []
         for leg in found:
             has = sent[leg.target][leg.start : leg.stop] if leg.source == me else None
             gets = came[leg.source][leg.start : leg.stop] if leg.target == me else None
@@ -117,12 +118,12 @@ class Swap:
                 taken = gets if gets is not None else sent[me].new_empty(leg.stop - leg.start)
                 entering.append((leg.leaves, taken))
                 if gets is None:
-                    last.append((True, leg.target, taken))
+                    onward[0].append((leg.target, taken))
             elif gets is not None:
-                last.append((False, leg.enters, gets))
+                onward[1].append((leg.enters, gets))
         yield start(sends, recvs)
         yield start(leaving, entering)
-        yield start(*([(peer, data) for goes, peer, data in last if goes is way] for way in (True, False)))
+        yield start(*onward)
 
 
 def _part(starts: Sequence[int], at: int) -> int:
