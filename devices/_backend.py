@@ -103,6 +103,22 @@ class Backend(abc.ABC):
         """
         return ""
 
+    def bound(self, device: Device) -> tuple[str, int] | None:
+        """Return which world the runtime of this process was started for, where it opens none of other processes.
+
+        That is its name, which is the same on all its ranks and on no others, and how many they are. None, which a
+        method that is not overridden returns, says that this process may be in any group. Ranks whose runtime is bound
+        to a world that is not whole any more are each for itself, with messages through host memory.
+        """
+        return None
+
+    def open_alone(self, group: Group) -> None:  # noqa: B027 - most have nothing to do
+        """Make this rank's device fit for use where the rank is the only one of its domain, in a world of several.
+
+        `group` is of this rank alone, and `open` is not called for it. To be overridden where a device becomes the
+        current one by the opening of a group.
+        """
+
     def topology(self) -> Topology | None:
         """Return the graph of this host's devices of this backend, switches included, as `devices.topology` has it.
 

@@ -63,6 +63,7 @@ class Capabilities:
         group_sizes: the legal group sizes; None when every size is legal. A group of one, which opens nothing, always
             is.
         group_size_multiple: every multiple of this is legal beside `group_sizes`.
+        symmetric: whether a group over several hosts must have the same devices of each.
         max_groups: how many groups of more than one rank may be open at once in a process; None for no limit.
         max_streams: how many streams the device runs at once; None for no limit.
         links: the device's links to other devices.
@@ -78,6 +79,7 @@ class Capabilities:
     max_streams: int | None = None
     links: tuple[Link, ...] = ()
     messages: str = ""
+    symmetric: bool = False
 
     def allows_group_of(self, size: int) -> bool:
         """Return whether a group of `size` ranks is legal."""

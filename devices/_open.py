@@ -88,15 +88,27 @@ def open_verbs(backend: Backend, group: Group) -> Verbs:
 
 
 def open_verbs_across(backend: Backend, group: Group, mixed: Mixed) -> Verbs:
-    """Open a group of a world that is of several backends: as ever if it is of one, else each domain by its own."""
+    """Open a group of a world of several domains: as ever if one backend has a group of these, else each domain's."""
     vendors = mixed.vendors
-    if vendors.are_of_one(group.ranks):
+    if vendors.opens_natively(group.ranks):
         return open_verbs(backend, group)
-    communicator = open_mixed(group, vendors, partial(open_verbs, backend), mixed.gone(group))
+    communicator = open_mixed(group, vendors, partial(_open_domain, backend), mixed.gone(group))
     own = _asked(backend, partial(capabilities_of, device=group.device))
     reductions = communicator.reductions or {}
     can = Capabilities(own.dtypes, reductions, links=own.links)
     return Verbs(communicator, group, can, vendors.lacks(group.ranks))
+
+
+def _open_domain(backend: Backend, group: Group) -> Verbs:
+    """Open one domain of a group, which may have one rank."""
+    if group.size == 1:
+        try:
+            backend.open_alone(group)
+        except DevicesError:
+            raise
+        except Exception as error:
+            raise PluginError(f"{group}: backend {backend.name!r} could not open its device: {error}") from error
+    return open_verbs(backend, group)
 
 
 def _asked(backend: Backend, ask: Callable[[Backend], T]) -> T:

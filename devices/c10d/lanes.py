@@ -18,6 +18,7 @@ from devices._open import open_verbs, open_verbs_across
 from devices._store import Store
 from devices.algorithms.observed import AnyVerbs
 from devices.algorithms.verbs import Verbs
+from devices.domains.recovery import beside_a_world
 from devices.errors import ArgumentError, WorldError
 from devices.meeting.vendors import Mixed
 
@@ -95,7 +96,8 @@ class Lanes:
         group, backend = self.group, _registry.of_device_type("cpu")
         device = backend.devices()[0]
         store, name = group.store.under("cpu"), f"{group.name}/cpu"
-        return open_verbs(backend, Group(group.ranks, group.rank, device, store, group.timeout, name))
+        with beside_a_world():
+            return open_verbs(backend, Group(group.ranks, group.rank, device, store, group.timeout, name))
 
     @property
     def native(self) -> Any:

@@ -10,13 +10,11 @@ from types import MappingProxyType
 from typing import final
 
 import torch
-import torch.distributed as dist
 
 from devices._backend import Asked, Communicator, Group, Message, Pending
 from devices._capture import is_capturing
 from devices._store import Store
 from devices.algorithms.arithmetic import COMBINE
-from devices.algorithms.concurrency import concurrency
 from devices.algorithms.lines import caller
 from devices.algorithms.started import DONE
 from devices.domains.alarm import Alarm
@@ -26,7 +24,7 @@ from devices.domains.inside import Inside, cut
 from devices.domains.members import Domains, crossings, overlaps
 from devices.domains.messages import DomainsMessages, Watched
 from devices.domains.pipeline import Piece, run
-from devices.domains.recovery import Recovery
+from devices.domains.recovery import Recovery, is_recovered
 from devices.domains.shares import Shares
 from devices.domains.swapped import Swap
 from devices.errors import CollectiveError, MismatchError, UnsupportedError
@@ -96,10 +94,9 @@ class DomainsCommunicator(Communicator):
         self._numbers = itertools.count(1)
         self._expected: dict[int, Asked] = {}
         self._is_closed = False
-        # The group that is opened before torch has one is the world. What vendors' groups do after a death is theirs.
-        is_world = not dist.is_initialized() and gone is None
-        # Ranks that take turns as threads of one process end together.
-        self._recovery = Recovery(group) if is_world and not concurrency().is_cooperative else None
+        self._is_recovered = is_recovered()
+        # Over vendors the CPU's group of all ranks, which is between the domains, has what finds those that are left.
+        self._recovery = Recovery(group) if self._is_recovered and gone is None else None
         self.reductions = reductions
         self.note = note
         open_here.add(self)
@@ -363,14 +360,15 @@ class DomainsCommunicator(Communicator):
         self._alarm.leave(reason)
 
     def survivors(self) -> tuple[tuple[int, ...], Store]:
-        if self._recovery is None:
-            raise UnsupportedError(
-                f"{self._group}: of the groups of several domains only the world is recovered, and not one of several "
-                "backends; start the ranks again, from a checkpoint (torchrun --max-restarts does)"
-            )
+        if not self._is_recovered:
+            raise UnsupportedError(f"{self._group}: of the groups of several domains only the world is recovered")
         # Those of other groups wait for who has died too.
         open_here.abort_all()
-        return self._recovery.run()
+        if self._recovery is not None:
+            return self._recovery.run()
+        # What waits in the vendor's group of this domain goes no further than its process.
+        self.abort()
+        return self._between.survivors()
 
     def abort(self) -> None:
         self._alarm.abandon()

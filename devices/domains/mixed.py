@@ -20,6 +20,7 @@ from devices.domains.inside import Inside, compares
 from devices.domains.natively import Natively
 from devices.domains.opening import GRACE
 from devices.domains.predicted import told
+from devices.domains.recovery import beside_a_world
 from devices.domains.shares import Shares
 from devices.domains.vendors import Vendors
 from devices.errors import CollectiveError, CollectiveTimeoutError, DevicesError, UnsupportedError, WorldError
@@ -44,49 +45,49 @@ def open_mixed(
         dead: says which of them have ended, of those on this host, by ranks of the world.
 
     Raises:
-        UnsupportedError: on every rank: there is no way between them, or a domain may not have so many ranks.
+        UnsupportedError: on every rank: there is no way between them.
         DevicesError: on every rank: a domain could not open, with the error of the rank that says so.
     """
     ranks = group.ranks
-    vendors.check_sizes(group, ranks)
     _check_bridge(group, vendors)
     links = bandwidth.agreed(group.share("mixed/link", bandwidth.told()), group)
     host = open_host(group)
-    domains = vendors.domains(ranks)
+    domains, why = vendors.domains(ranks), vendors.divided(ranks)
     reductions = {op: vendors.common(ranks, dtypes) for op, dtypes in REDUCTIONS.items()}
     between = host
     if group.device.type != "cpu":
         device = torch.device(group.device.type, group.device.index)
         reason = f"{vendors.named(ranks)} reach each other there"
         between = StagedCommunicator(host, reductions, device, f"{group}", reason)
-    if max(map(len, domains.members)) == 1:
-        between.note = f"{domains.shown(ranks)}; between them host memory: {host.note}"
-        # What the host reduces is what is reduced; the same on all ranks.
-        between.reductions = {op: dtypes & vendors.common(ranks, dtypes) for op, dtypes in _native(host).items()}
-        return between
     mine = domains.of_rank(group.rank)
     members = domains.members[mine]
     place = members.index(group.rank)
+    store, name = group.store.under(f"domain {mine}"), f"{group.name}/{mine}"
+    own = Group(tuple(ranks[rank] for rank in members), place, group.device, store, group.timeout + GRACE, name)
     native: Verbs | None = None
     failure: Exception | None = None
-    if len(members) > 1:
-        store, name = group.store.under(f"domain {mine}"), f"{group.name}/{mine}"
-        own = Group(tuple(ranks[rank] for rank in members), place, group.device, store, group.timeout + GRACE, name)
-        try:
+    try:
+        with beside_a_world():
             native = open_native(own)
-        except Exception as error:
-            failure = error
+    except Exception as error:
+        failure = error
     try:
         _all_opened(group, domains.names[mine], failure)
-        carried = None if native is None else Natively(native)
+        if max(map(len, domains.members)) == 1:
+            said = f"{domains.shown(ranks)}; between them host memory: {host.note}"
+            between.note = "; ".join(filter(None, [said, why]))
+            # What the host reduces is what is reduced; the same on all ranks.
+            between.reductions = {op: dtypes & vendors.common(ranks, dtypes) for op, dtypes in _native(host).items()}
+            return between
+        carried = None if native is None or len(members) == 1 else Natively(native)
         inside = Inside(carried, place, len(members), between, compares_all=compares(host))
         if isinstance(links, str):
             links = bandwidth.measured(group, domains, between)
         shares = Shares(domains, links)
-        here = native.note if native is not None else "nothing"
+        here = carried.note if carried is not None else "nothing"
         who, where = domains.shown(ranks), domains.names[mine]
         note = f"{who}; inside of {where} {here}, between the domains host memory: {host.note}"
-        note = "; ".join(filter(None, [note, told(domains, shares, ranks)]))
+        note = "; ".join(filter(None, [note, why, told(domains, shares, ranks)]))
         gone = Ended(group, dead, host.has_left if isinstance(host, SharedMemoryCommunicator) else None)
         return DomainsCommunicator(group, domains, shares, inside, between, reductions, note, gone)
     except BaseException:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import torch.distributed as dist
-
 from devices._backend import Communicator, Group
 from devices._process_group import ProcessGroupCommunicator
 from devices.domains import bandwidth
@@ -15,7 +13,7 @@ from devices.domains.communicator import DomainsCommunicator
 from devices.domains.inside import Inside
 from devices.domains.members import Domains
 from devices.domains.predicted import told
-from devices.domains.recovery import Recovery
+from devices.domains.recovery import Recovery, is_recovered
 from devices.domains.shares import Shares
 from devices.fabric.communicator import REDUCTIONS
 from devices.fabric.host import open_here
@@ -89,8 +87,7 @@ def _recoverable(group: Group, between: Communicator) -> Communicator:
     """Let the world recover where torch's own messages are all that carries it."""
     if isinstance(between, ProcessGroupCommunicator):
         open_here.add(between)
-        # The group that is opened before torch has one is the world.
-        if not dist.is_initialized():
+        if is_recovered():
             between.recovery = Recovery(group)
     return between
 

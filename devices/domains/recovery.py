@@ -12,6 +12,8 @@ import os
 import platform
 import socket
 import time
+from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import final
@@ -20,6 +22,7 @@ import torch.distributed as dist
 
 from devices._backend import Group
 from devices._store import Store
+from devices.algorithms.concurrency import concurrency
 from devices.errors import CollectiveError, CollectiveTimeoutError, UnsupportedError
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -31,6 +34,25 @@ _REACH = timedelta(seconds=10)
 """For so long torch tries to connect to who has just been there."""
 
 _NAP = 0.02
+
+
+_carries_no_world: ContextVar[bool] = ContextVar("devices_carries_no_world", default=False)
+
+
+@contextlib.contextmanager
+def beside_a_world() -> Iterator[None]:
+    """Let groups that are opened meanwhile serve no store: others carry the world, and are asked who is left."""
+    token = _carries_no_world.set(True)
+    try:
+        yield
+    finally:
+        _carries_no_world.reset(token)
+
+
+def is_recovered() -> bool:
+    """Return whether the group that is being opened is the world that may be recovered."""
+    # That is the one that is opened before torch has one. Ranks that take turns as threads of one process end together.
+    return not (_carries_no_world.get() or dist.is_initialized() or concurrency().is_cooperative)
 
 
 @final

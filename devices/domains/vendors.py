@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, final
+from collections.abc import Sequence
+from typing import final
 
 import torch
 
-from devices._backend import Capabilities
+from devices.domains.card import Card, named
+from devices.domains.division import Division
 from devices.domains.members import Domains
-from devices.errors import UnsupportedError
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What a rank tells the others of itself.
-
-    Args:
-        backend: the backend that it is of.
-        device: its device, as `str(device)` prints it.
-        type: torch's type of that.
-        host: what its host is called.
-        reach: what `Backend.reach` says of the device.
-        dtypes: the names of the dtypes that the device has; none for whatever there is.
-        sizes: the sizes that its groups may have; None for any.
-        multiple: every multiple of this is legal too.
-    """
-
-    backend: str
-    device: str
-    type: str
-    host: str
-    reach: str
-    dtypes: tuple[str, ...]
-    sizes: tuple[int, ...] | None
-    multiple: int | None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(said: Mapping[str, Any]) -> Card:
-        sizes = said["sizes"]
-        return Card(**{**said, "dtypes": tuple(said["dtypes"]), "sizes": None if sizes is None else tuple(sizes)})
-
-    @property
-    def called(self) -> str:
-        """What the domain of this rank is called."""
-        return f"{self.backend} on {self.host}" if self.reach else self.backend
 
 
 @final
 class Vendors:
-    """The ranks of a world that are not all of one backend.
+    """The ranks of a world that are not all of one backend, or of one whose hardware has no group of them all.
 
     Args:
         cards: what each rank has told, by rank of the world.
@@ -62,15 +22,23 @@ class Vendors:
 
     def __init__(self, cards: Sequence[Card]) -> None:
         self._cards = tuple(cards)
+        self._division = Division(self._cards)
 
-    def are_of_one(self, ranks: Sequence[int]) -> bool:
-        """Return whether some ranks of the world are of one backend."""
-        return len({self._cards[rank].backend for rank in ranks}) == 1
+    def opens_natively(self, ranks: Sequence[int]) -> bool:
+        """Return whether some ranks of the world are a group that their backend opens as it does in its own worlds."""
+        return len({self._cards[rank].backend for rank in ranks}) == 1 and not self._division.of(ranks)[1]
 
     def domains(self, ranks: Sequence[int]) -> Domains:
-        """Return the domains of a group: of the ranks of one backend, those that its own groups reach as one."""
-        cards = [self._cards[rank] for rank in ranks]
-        return Domains.of([(f"{card.backend} {card.reach}", card.called) for card in cards])
+        """Return the domains of a group: of the ranks of one backend, those that its own groups reach as one.
+
+        Where its hardware has no group of those they are several: legal ones, the largest first.
+        """
+        part_of = {rank: at for at, part in enumerate(self._division.of(ranks)[0]) for rank in part}
+        return Domains.of([(str(part_of[rank]), self._cards[rank].called) for rank in ranks])
+
+    def divided(self, ranks: Sequence[int]) -> str:
+        """Return, in words, why a backend's ranks in a group are several domains that need not be; "" if none are."""
+        return "; ".join(self._division.of(ranks)[1])
 
     def on_cpu(self, ranks: Sequence[int]) -> tuple[int, ...]:
         """Return those of some ranks whose own device is the CPU."""
@@ -106,31 +74,6 @@ class Vendors:
         lacking = self.lacks(ranks)
         return frozenset(dtype for dtype in dtypes if dtype not in lacking)
 
-    def check_sizes(self, group: object, ranks: Sequence[int]) -> None:
-        """Raise, on every rank of the group alike, unless each domain of it may have as many ranks as it has.
-
-        Raises:
-            UnsupportedError: one may not.
-        """
-        for place in self.domains(ranks).members:
-            members = [ranks[rank] for rank in place]
-            card = self._cards[members[0]]
-            sizes = None if card.sizes is None else frozenset(card.sizes)
-            legal = Capabilities(frozenset(), group_sizes=sizes, group_size_multiple=card.multiple)
-            if len(members) == 1 or legal.allows_group_of(len(members)):
-                continue
-            also = f" or a multiple of {card.multiple}" if card.multiple else ""
-            others = [rank for rank in ranks if rank not in members]
-            raise UnsupportedError(
-                f"{group}: {self.named(members)} would be a domain of {len(members)} beside {self.named(others)}, and "
-                f"backend {card.backend!r} has no groups of {len(members)}; legal sizes are {sorted(card.sizes or ())}"
-                f"{also}"
-            )
-
     def named(self, ranks: Sequence[int]) -> str:
         """Return some ranks in words, by backend: "ranks 0, 1 (cpu) and 2, 3 (neuron)"."""
-        by_backend: dict[str, list[int]] = {}
-        for rank in ranks:
-            by_backend.setdefault(self._cards[rank].backend, []).append(rank)
-        parts = [f"{', '.join(map(str, some))} ({backend})" for backend, some in by_backend.items()]
-        return f"rank{'s' if len(ranks) > 1 else ''} {' and '.join(parts)}"
+        return named(self._cards, ranks)

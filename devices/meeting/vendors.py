@@ -1,16 +1,17 @@
-"""The ranks of a world tell which backend each of them is of, and what they are where those are several."""
+"""The ranks of a world tell which backend each of them is of, and what they are where no backend opens it alone."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 from devices import _registry, errors
-from devices._backend import INTERFACE_VERSION, Backend, Group
+from devices._backend import INTERFACE_VERSION, Backend, Device, Group
+from devices.domains.card import Card
 from devices.domains.opening import GRACE
-from devices.domains.vendors import Card, Vendors
+from devices.domains.vendors import Vendors
 from devices.errors import CollectiveError, WorldError
 from devices.fabric.host.meeting import domain_name
 from devices.meeting.roll_call import Entry, Gone, process
@@ -19,7 +20,7 @@ from devices.roster.answers import capabilities_of
 
 @final
 class Mixed:
-    """A world of several backends.
+    """A world of several domains: of several backends, or of one that has no group of all its ranks.
 
     Args:
         vendors: what its ranks are.
@@ -36,21 +37,27 @@ class Mixed:
 
 
 def meet(group: Group, backend: Backend) -> Mixed | None:
-    """Return what the ranks of a world are, if they are of several backends; every rank calls this before it opens.
+    """Return what the ranks of a world are, if no backend opens it alone; every rank calls this before it opens.
+
+    They are of several backends, or of one whose hardware has no group of them all.
 
     Raises:
         WorldError: on every rank: two have other versions of a plugin or its interface, or one cannot say what it is.
     """
-    told = _versions(group, _version(backend))
+    told = _versions(group, {**_version(backend), "limited": _is_limited(backend, group.device)})
     _check_versions(group, told)
-    if len({said["backend"] for said in told}) == 1:
+    is_of_one = len({said["backend"] for said in told}) == 1
+    if is_of_one and not any(said["limited"] for said in told):
         return None
     told = group.share("rank/card", _card(group, backend))
     if faults := [
         f"rank {rank} ({said['backend']}): {said['fault']}" for rank, said in enumerate(told) if "fault" in said
     ]:
         raise WorldError(f"{group}: the world of several backends cannot open: {'; '.join(faults)}")
-    return Mixed(Vendors([Card.from_json(said["card"]) for said in told]), [said["process"] for said in told])
+    vendors = Vendors([Card.from_json(said["card"]) for said in told])
+    if vendors.opens_natively(range(group.size)):
+        return None
+    return Mixed(vendors, [said["process"] for said in told])
 
 
 def _versions(group: Group, mine: dict[str, Any]) -> list[dict[str, Any]]:
@@ -84,6 +91,16 @@ def _version(backend: Backend) -> dict[str, Any]:
     }
 
 
+def _is_limited(backend: Backend, device: Device) -> bool:
+    """Return whether a backend may have no group of all of its ranks."""
+    try:
+        can = capabilities_of(backend, device)
+        return can.group_sizes is not None or can.symmetric or backend.bound(device) is not None
+    except Exception:
+        # Whoever opens the group asks the same again, and says what is wrong with the answer.
+        return True
+
+
 def _check_versions(group: Group, told: Sequence[dict[str, Any]]) -> None:
     first: dict[str, tuple[int, dict[str, Any]]] = {}
     for rank, said in enumerate(told):
@@ -108,17 +125,32 @@ def _card(group: Group, backend: Backend) -> dict[str, Any]:
         reach: object = backend.reach(device)
         if not isinstance(reach, str):
             return {"backend": backend.name, "fault": f"its `reach` returned {reach!r}, which is no text"}
+        bound: object = backend.bound(device)
+        if not _is_bound(bound):
+            return {"backend": backend.name, "fault": f"its `bound` returned {bound!r}, which is no name and number"}
         card = Card(
             backend.name,
             str(device),
+            device.index,
             device.type,
             domain_name() if reach else platform.node(),
             reach,
             tuple(sorted(str(dtype).removeprefix("torch.") for dtype in can.dtypes)),
             None if can.group_sizes is None else tuple(sorted(can.group_sizes)),
             can.group_size_multiple,
+            can.symmetric,
+            bound,
         )
     except Exception as error:
         # Every rank raises it; who raised here alone would be waited for.
         return {"backend": backend.name, "fault": str(error) or type(error).__name__}
     return {"card": card.to_json(), "process": process()}
+
+
+def _is_bound(said: object) -> TypeGuard[tuple[str, int] | None]:
+    """Return whether that is what `Backend.bound` may return."""
+    if said is None:
+        return True
+    return (
+        isinstance(said, tuple) and len(said) == 2 and isinstance(said[0], str) and type(said[1]) is int and said[1] > 0
+    )

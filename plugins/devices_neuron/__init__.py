@@ -6,6 +6,7 @@ Nothing here imports torch_neuronx, or torch, before a group is opened or capabi
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
@@ -130,6 +131,15 @@ class NeuronBackend(Backend):
 
     def bind(self, device: Device) -> None:
         import_module("devices_neuron.group").bind(device)
+
+    def bound(self, device: Device) -> tuple[str, int] | None:
+        if "torch_neuronx" not in sys.modules:
+            return None
+        started: tuple[str, int] | None = import_module("devices_neuron.group").bound()
+        return started
+
+    def open_alone(self, group: Group) -> None:
+        import_module("devices_neuron.group").open_alone(group)
 
     def open(self, group: Group) -> Communicator:
         opened: Communicator = import_module("devices_neuron.group").open_group(group)

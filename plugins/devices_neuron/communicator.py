@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
-from devices import Communicator, Group, Pending, ProcessGroupCommunicator, open_staged
+from devices import Communicator, Group, Pending, ProcessGroupCommunicator, Store, open_staged
 from devices.errors import CollectiveError
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ class NeuronCommunicator(Communicator):
 
     def scatter(self, output: torch.Tensor, input: torch.Tensor | None, src: int) -> Pending:
         return self._held(self._carried.scatter(output, input, src))
+
+    def survivors(self) -> tuple[tuple[int, ...], Store]:
+        self.abort()
+        return self.messages.survivors()
 
     def abort(self) -> None:
         self._ended.set()

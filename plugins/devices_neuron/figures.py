@@ -97,6 +97,7 @@ def capabilities_of(machine: Machine, cores: Sequence[Core], device: Device) -> 
         max_streams=limits.max_streams,
         links=links_of(machine, cores, device),
         messages="staged",
+        symmetric=bool(limits.symmetric_groups),
     )
 
 

@@ -11,11 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from devices import Communicator, Device, Group
+from devices import Communicator, Device, Group, ProcessGroupCommunicator
 from devices.errors import BackendUnavailableError, UnsupportedError, WorldError
+from devices_neuron.launch import ROOT_COMM
 
 _places: dict[int, Place] = {}
-"""Of each rank of the world that the vendor's runtime was started for, where it is. The runtime has one in its life."""
+"""Of each rank of the world that the vendor's runtime was started for, where it is. The runtime has one in its life.
+
+The ranks are those of the program's world that is open: after `world.recover()` they have other numbers.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +29,12 @@ class Place:
     Args:
         host: what tells its machine from the others.
         core: the logical core that it has there.
+        process: the process that has it.
     """
 
     host: str
     core: int
+    process: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ class _Claim:
         host: what tells its machine from the others.
         cores: the logical cores that it is to have.
         lnc: how many physical cores are a logical one, where a variable says so.
+        process: its process.
         fault: why it cannot start, in words; "" if it can.
     """
 
@@ -47,6 +54,7 @@ class _Claim:
     host: str
     cores: tuple[int, ...]
     lnc: str
+    process: int
     fault: str = ""
 
 
@@ -91,6 +99,8 @@ def open_group(group: Group) -> Communicator:
         mine = places[group.ranks[group.rank]]
         if not os.environ.get("NEURON_RT_VISIBLE_CORES"):
             os.environ["NEURON_RT_VISIBLE_CORES"] = str(mine.core)
+        if (address := _meeting(os.environ, list(places.values()))) is not None:
+            os.environ[ROOT_COMM] = address
         communicator = NeuronCommunicator.open(group, has_all_to_all=True)
         try:
             _check_index(group)
@@ -99,13 +109,56 @@ def open_group(group: Group) -> Communicator:
             raise
         _places.update(places)
         return communicator
-    if not dist.is_initialized() and set(group.ranks) != set(_places):
+    if not dist.is_initialized():
+        _open_again(group)
+    _check_symmetric(group)
+    return NeuronCommunicator.open(group, has_all_to_all=_is_aligned(group.ranks, sorted(_places)))
+
+
+def bound() -> tuple[str, int] | None:
+    """Return the world that the runtime was started for: what it is called, and how many ranks it has."""
+    if not _places:
+        return None
+    first = next(iter(_places.values()))
+    return f"that of process {first.process} on {first.host}", len(_places)
+
+
+def open_alone(group: Group) -> None:
+    """Start the runtime for this rank alone, with its own core and no other: other processes have theirs."""
+    load()
+    if _places or _is_started():
+        return
+    claim = _claim(group)
+    if claim.fault:
+        raise WorldError(f"{group}: the rank cannot start: {claim.fault}")
+    os.environ["NEURON_RT_VISIBLE_CORES"] = str(claim.cores[0])
+    place = Place(claim.host, claim.cores[0], claim.process)
+    if (address := _meeting(os.environ, [place])) is not None:
+        os.environ[ROOT_COMM] = address
+    # The vendor gives a rank its core as its first group opens, which may have one rank.
+    opened = ProcessGroupCommunicator.open("neuron", group)
+    try:
+        _check_index(group)
+    finally:
+        opened.close()
+    _places[claim.rank] = place
+
+
+def _open_again(group: Group) -> None:
+    """Let the world that the runtime was started for be that of a group, whose ranks may have other numbers now.
+
+    Raises:
+        WorldError: on every rank: the group has other ranks.
+    """
+    mine = next(place for place in _places.values() if place.process == os.getpid())
+    told = [Place(**each) for each in group.share("neuron/again", asdict(mine))]
+    if told != [_places[rank] for rank in sorted(_places)]:
         raise WorldError(
             f"{group}: a world of {group.size} cannot open after one of {len(_places)}, that the Neuron runtime was "
             "started for; it has one as long as the process lives, so start the ranks anew"
         )
-    _check_symmetric(group)
-    return NeuronCommunicator.open(group, has_all_to_all=_is_aligned(group.ranks, sorted(_places)))
+    _places.clear()
+    _places.update(zip(group.ranks, told, strict=True))
 
 
 def _agreed(group: Group) -> dict[int, Place]:
@@ -113,7 +166,7 @@ def _agreed(group: Group) -> dict[int, Place]:
     claims = _claims(group, _claim(group))
     if (fault := _fault(claims)) is not None:
         raise WorldError(f"{group}: the world cannot open: {fault}")
-    places = {claim.rank: Place(claim.host, claim.cores[0]) for claim in claims}
+    places = {claim.rank: Place(claim.host, claim.cores[0], claim.process) for claim in claims}
     hosts = {claim.host: {place.core for place in places.values() if place.host == claim.host} for claim in claims}
     first, *others = hosts.values()
     if any(cores != first for cores in others):
@@ -123,6 +176,20 @@ def _agreed(group: Group) -> dict[int, Place]:
             "Launch as many ranks on each host as it has logical cores"
         )
     return places
+
+
+def _meeting(environment: Mapping[str, str], places: Sequence[Place]) -> str | None:
+    """Return where the runtimes of these ranks meet, where they are a part of the program's; None if it is as it was.
+
+    Another part of it meets at the address that all were told of.
+    """
+    told, size = environment.get(ROOT_COMM, "").strip(), environment.get("WORLD_SIZE", "").strip()
+    _, colon, port = told.rpartition(":")
+    is_part = size.isdecimal() and int(size) != len(places)
+    if not (is_part and colon and port.isdecimal()) or len({place.host for place in places}) > 1:
+        return None
+    at = int(port) + 1 + min(place.core for place in places)
+    return f"127.0.0.1:{at}" if at < 65536 else None
 
 
 def _check_index(group: Group) -> None:
@@ -152,7 +219,7 @@ def _claim(group: Group) -> _Claim:
             "the Neuron runtime was started before the world opened: open the world before the first tensor on a "
             "neuron device and before torch.neuron is asked about memory"
         )
-    return _Claim(rank, _host(), cores, os.environ.get("NEURON_LOGICAL_NC_CONFIG", ""), fault)
+    return _Claim(rank, _host(), cores, os.environ.get("NEURON_LOGICAL_NC_CONFIG", ""), os.getpid(), fault)
 
 
 def _claims(group: Group, mine: _Claim) -> list[_Claim]:

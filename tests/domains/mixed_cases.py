@@ -226,7 +226,7 @@ def cannot_open(backends: list[str]) -> dict[str, str]:
     from devices import _registry
 
     rank = int(os.environ["RANK"])
-    answers = {"a domain of three": said(lambda: opened(["cpu", "neuron", "neuron", "neuron"]))}
+    answers = {}
     release = _registry.release
     if rank == 1:
         _registry.release = lambda name: "other 9.9"
@@ -253,3 +253,32 @@ def cannot_open(backends: list[str]) -> dict[str, str]:
 
 def _no_backend(kind: str) -> None:
     raise errors.BackendNotFoundError(f"no plugin provides a backend whose devices are of type {kind!r}")
+
+
+def groups_of(backends: list[str]) -> dict[str, str]:
+    """Use groups of a world of which one vendor's ranks are several domains."""
+    with opened(backends) as w:
+        return groups(w, backends)
+
+
+def recovers(backends: list[str], dying: list[int], is_noticed: bool = True) -> list[str]:
+    """Let ranks of the first world die, one after another; return what carries each of the worlds.
+
+    A vendor's own world does not notice who dies: it recovers because the program asks for it.
+    """
+    w = opened(backends)
+    first = w.rank
+    notes = [devices.explain()]
+    check_verbs(w, 5)
+    for each in dying:
+        devices.barrier()
+        if first == each:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if is_noticed:
+            error = said(devices.barrier)
+            assert error.startswith("CollectiveError: "), error
+        w = w.recover()
+        check_verbs(w, 5)
+        notes.append(devices.explain())
+    w.close()
+    return notes

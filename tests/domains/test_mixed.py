@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 HALVES = ["cpu", "cpu", "neuron", "neuron"]
 ONE = ["cpu", "neuron", "cpu", "cpu"]
+THREE = ["cpu", "neuron", "neuron", "neuron"]
 Outcomes = list[tuple[str, Any]]
 
 
@@ -43,8 +44,8 @@ def returned(outcomes: Outcomes) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("backends", "hosts", "fabric"),
-    [(HALVES, "", ""), (ONE, "", ""), (HALVES, "0101", ""), (HALVES, "", "off")],
-    ids=["2 and 2", "3 and 1", "2 and 2 on two hosts", "2 and 2 over gloo"],
+    [(HALVES, "", ""), (ONE, "", ""), (THREE, "", ""), (HALVES, "0101", ""), (HALVES, "", "off")],
+    ids=["2 and 2", "3 and 1", "1 and 3", "2 and 2 on two hosts", "2 and 2 over gloo"],
 )
 def test_every_verb_computes_what_plain_torch_does_over_vendors(
     on: Callable[..., Outcomes], backends: list[str], hosts: str, fabric: str
@@ -54,7 +55,9 @@ def test_every_verb_computes_what_plain_torch_does_over_vendors(
     for each in found:
         domains = "cpu on island-0 (rank 0) and cpu on island-1 (rank 1)" if hosts else "cpu"
         assert domains in each["explained"]
-        assert "neuron (rank" in each["explained"]
+        assert ("neuron (1) (rank 1) and neuron (2) (ranks 2, 3)" if backends == THREE else "neuron (rank") in each[
+            "explained"
+        ]
         for call in ("float64", "float64 moved"):
             assert each[call].startswith("UnsupportedError: "), each[call]
             assert "float64: not there on rank" in each[call]
@@ -123,11 +126,6 @@ def test_what_goes_wrong_in_one_vendors_domain_is_told_in_the_other(
 def test_what_cannot_open_is_told_on_every_rank_with_both_sides(on: Callable[..., Outcomes]) -> None:
     by_rank = returned(on(cases.cannot_open, HALVES))
     for each in by_rank:
-        sizes = each["a domain of three"]
-        assert sizes.startswith("UnsupportedError: "), sizes
-        assert "ranks 1, 2, 3 (neuron)" in sizes
-        assert "beside rank 0 (cpu)" in sizes
-        assert "no groups of 3" in sizes
         versions = each["versions"]
         assert versions.startswith("WorldError: "), versions
         assert "two versions: the plugin is devices" in versions
@@ -143,3 +141,49 @@ def test_what_cannot_open_is_told_on_every_rank_with_both_sides(on: Callable[...
         assert domain.startswith("WorldError: "), domain
         assert "core 3" in domain, domain
         assert ": domain neuron did not open on rank" in domain, domain
+
+
+def test_groups_of_a_vendor_that_is_several_domains_are_right(on: Callable[..., Outcomes]) -> None:
+    found = returned(on(cases.groups_of, THREE))
+    for each in found[1:]:
+        assert "neuron (1) (rank 1) and neuron (2) (ranks 2, 3)" in each["alike"]
+        assert "they are in different domains of the world" in each["alike"]
+    for rank, members in enumerate(((0, 2), (1, 3), (0, 2), (1, 3))):
+        assert f"of ranks {members[0]}, {members[1]}: " in found[rank]["across"]
+    assert "they are in different domains of the world" in found[1]["across"]
+
+
+@pytest.mark.skipif(bool(why_not_here()), reason=f"needs shared memory: {why_not_here()}")
+def test_ranks_of_a_vendor_that_are_all_left_are_a_domain_again_and_else_each_for_itself(
+    on: Callable[..., Outcomes],
+) -> None:
+    ended = on(cases.recovers, HALVES, [0, 3])
+    assert [state for state, _ in ended] == ["died", "returned", "returned", "died"], ended
+    for rank in (1, 2):
+        _, second, third = ended[rank][1]
+        assert "(rank 0) and neuron (ranks 1, 2); inside of" in second
+        assert "(rank 0) and neuron (rank 1); between them host memory" in third
+
+
+@pytest.mark.skipif(bool(why_not_here()), reason=f"needs shared memory: {why_not_here()}")
+@pytest.mark.parametrize(
+    ("backends", "dying", "last"),
+    [
+        (["cpu", "neuron", "neuron", "neuron"], [3, 0], "neuron (1) (rank 0) and neuron (2) (rank 1)"),
+        (["neuron", "neuron", "neuron"], [0], "neuron (1) (rank 0) and neuron (2) (rank 1)"),
+        (["neuron"] * 4, [3], "neuron (1) (rank 0) and neuron (2) (rank 1) and neuron (3) (rank 2)"),
+    ],
+    ids=["1 and 3", "3 alone", "4 alone"],
+)
+def test_ranks_whose_vendors_runtime_has_lost_one_go_on_each_for_itself(
+    on: Callable[..., Outcomes], backends: list[str], dying: list[int], last: str
+) -> None:
+    is_native = len(backends) == 4 and "cpu" not in backends
+    ended = on(cases.recovers, backends, dying, not is_native)
+    for rank, (state, notes) in enumerate(ended):
+        assert state == ("died" if rank in dying else "returned"), notes
+        if rank not in dying:
+            assert ("no groups of 3" in notes[0]) != is_native
+            assert f"{last}; between them host memory" in notes[-1]
+            assert "was started before, for " in notes[-1]
+            assert "and opens no other groups" in notes[-1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -12,14 +14,16 @@ import torch.distributed as dist
 
 from devices import Device, Group, Store
 from devices.domains.alarm import Alarm
+from devices.domains.card import Card
 from devices.domains.ended import Ended
-from devices.domains.vendors import Card, Vendors
-from devices.errors import CollectiveError, UnsupportedError
+from devices.domains.vendors import Vendors
+from devices.errors import CollectiveError
 
 
 def card(backend: str, host: str = "a", dtypes: tuple[str, ...] = (), sizes: tuple[int, ...] | None = None) -> Card:
     reach = f"memory of {host}" if backend == "cpu" else ""
-    return Card(backend, f"{backend}:0", "cpu" if backend == "cpu" else "neuron", host, reach, dtypes, sizes, None)
+    kind = "cpu" if backend == "cpu" else "neuron"
+    return Card(backend, f"{backend}:0", 0, kind, host, reach, dtypes, sizes, None)
 
 
 WORLD = Vendors(
@@ -38,8 +42,10 @@ def test_domains_are_of_one_backend_and_as_far_as_that_reaches() -> None:
     assert domains.members == ((0,), (1, 3), (2,), (4,))
     assert domains.names == ("cpu on a", "chip", "cpu on b", "other")
     assert WORLD.domains((3, 1)).members == ((0, 1),), "by the places of a group"
-    assert WORLD.are_of_one((1, 3))
-    assert not WORLD.are_of_one((0, 1))
+    assert WORLD.opens_natively((1, 3))
+    assert WORLD.opens_natively((0, 2)), "the CPU backend composes its hosts by itself"
+    assert not WORLD.opens_natively((0, 1))
+    assert WORLD.divided(range(5)) == ""
     assert WORLD.on_cpu((1, 2, 3)) == (2,)
 
 
@@ -53,18 +59,10 @@ def test_who_lacks_a_dtype_that_others_have_is_named_with_those() -> None:
     assert WORLD.common((0, 1), frozenset({torch.float32, torch.float64})) == {torch.float32}
 
 
-def test_a_domain_of_a_size_that_its_backend_has_not_is_an_error() -> None:
-    three = Vendors([card("cpu"), *[card("chip", sizes=(1, 2))] * 3])
-    with pytest.raises(
-        UnsupportedError, match=r"ranks 1, 2, 3 \(chip\) would .* beside rank 0 \(cpu\), .* groups of 3"
-    ):
-        three.check_sizes("group 'world'", (0, 1, 2, 3))
-    three.check_sizes("group 'world'", (0, 2, 3))
-
-
 def test_a_card_is_the_same_after_its_way_through_the_store() -> None:
-    for each in (card("cpu"), card("chip", dtypes=("float32",), sizes=(1, 2))):
-        assert Card.from_json(each.to_json()) == each
+    bound = replace(card("chip"), bound=("that of process 7", 2), symmetric=True)
+    for each in (card("cpu"), card("chip", dtypes=("float32",), sizes=(1, 2)), bound):
+        assert Card.from_json(json.loads(json.dumps(each.to_json()))) == each
 
 
 class Waiting:

@@ -26,6 +26,5 @@ def test_the_whole_kit_holds_in_one_run_on_the_standin(tmp_path: Path) -> None:
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     assert {"life.leaks_of_groups", "life.leaks_of_verbs", "order.from_any"} <= checks.keys()
     assert [name for name, check in checks.items() if not check["proved"]] == ["life.fork"]
-    refused = {name: check["refused"] for name, check in checks.items() if check["refused"]}
-    assert refused == {"refusals.group_sizes": ["worlds of 3 ranks"]}
+    assert not [name for name, check in checks.items() if check["refused"]]
     print(f"{len(checks)} checks in {time.monotonic() - begin:.0f} s")

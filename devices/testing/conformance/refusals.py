@@ -164,6 +164,15 @@ def illegal_groups(world: devices.World, illegal: tuple[int, ...]) -> None:
     assert total == size, f"rank {rank}: after groups were refused the world's sum of ones is {total}, not {size}"
 
 
+def composed_world(world: devices.World) -> None:
+    """Use a world of a size that is not declared: it is of domains of sizes that are."""
+    said = devices.explain()
+    assert f"no groups of {world.size};" in said, f"rank {world.rank}: opened, and it is not told of what: {said}"
+    ones = torch.ones(5, device=world.device)
+    total = devices.all_reduce(ones).cpu()
+    assert torch.equal(total, torch.full((5,), float(world.size))), f"rank {world.rank}: the sum of ones is {total}"
+
+
 def _illegal_groups(subject: Subject, tally: Tally) -> None:
     allows = subject.capabilities.allows_group_of
     illegal = tuple(size for size in SIZES if size > 1 and not allows(size))
@@ -177,14 +186,14 @@ def _illegal_groups(subject: Subject, tally: Tally) -> None:
         return
     for size in illegal:
         try:
-            subject.on_ranks(illegal_groups, size, ())
+            subject.on_ranks(composed_world, size)
         except Broken as broken:
             if "UnsupportedError" not in broken.what:
                 tally.fail(f"a world of {size} ranks, a size that is not declared: {broken.what}")
             else:
                 tally.refuse(f"worlds of {size} ranks")
         else:
-            tally.fail(f"a world of {size} ranks, a size that is not declared, opened")
+            tally.prove()
 
 
 _DTYPES = (
@@ -219,5 +228,9 @@ CHECKS = [
         wrong_arguments),
     law("refusals.gradients", "A gradient that is not defined is an error that says so, and never a wrong one.",
         gradients_that_are_not_defined),
-    Check("refusals.group_sizes", "A group of a size that is not declared is an UnsupportedError.", _illegal_groups),
+    Check(
+        "refusals.group_sizes",
+        "A group of a size that is not declared is an UnsupportedError, and a world of one is composed of others.",
+        _illegal_groups,
+    ),
 ]  # fmt: skip

@@ -12,7 +12,7 @@ import devices_neuron.communicator
 from devices import Device, Group, ProcessGroupCommunicator, Store
 from devices_neuron import NeuronBackend
 from devices_neuron.communicator import NeuronCommunicator
-from devices_neuron.group import _is_aligned
+from devices_neuron.group import Place, _is_aligned, _meeting
 
 
 class VendorsGroup(dist.ProcessGroup):
@@ -83,3 +83,22 @@ def test_all_to_all_is_the_vendors_where_the_runtimes_own_world_is_divided_into_
 def test_it_says_that_a_stand_in_was_all_that_it_ran_on() -> None:
     assert NeuronBackend.verified.startswith("not run on hardware")
     assert "stand-in" in NeuronBackend.verified
+
+
+@pytest.mark.parametrize(
+    ("cores", "hosts", "size", "told", "expected"),
+    [
+        ((0, 1), "aa", "2", "10.0.0.1:62182", None),
+        ((2, 3), "aa", "3", "10.0.0.1:62182", "127.0.0.1:62185"),
+        ((4,), "a", "3", "10.0.0.1:62182", "127.0.0.1:62187"),
+        ((0, 0), "ab", "3", "10.0.0.1:62182", None),
+        ((2, 3), "aa", "3", "", None),
+        ((2, 3), "aa", "3", "no address", None),
+    ],
+    ids=["all", "a part", "one", "over hosts", "not told", "nothing that it is"],
+)
+def test_a_part_of_a_world_meets_where_no_other_part_does(
+    cores: tuple[int, ...], hosts: str, size: str, told: str, expected: str | None
+) -> None:
+    places = [Place(host, core, 7) for host, core in zip(hosts, cores, strict=True)]
+    assert _meeting({"NEURON_RT_ROOT_COMM_ID": told, "WORLD_SIZE": size}, places) == expected

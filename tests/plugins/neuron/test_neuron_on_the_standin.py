@@ -135,11 +135,6 @@ def test_two_cores_of_one_rank_are_an_error_on_every_rank_on_the_standin(env: di
     everyone_says(answers, "^WorldError: .*rank 0: NEURON_RT_VISIBLE_CORES='0-1' are 2 logical cores")
 
 
-def test_an_illegal_world_size_is_an_error_on_every_rank_on_the_standin(env: dict[str, str]) -> None:
-    answers = on_standin(cases.open_with, 3, {}, env=env, backend="cpu")
-    everyone_says(answers, "^UnsupportedError: .*has no groups of 3; legal sizes are .* or a multiple of 32")
-
-
 def test_a_group_that_is_not_symmetric_is_an_error_on_its_ranks_on_the_standin(
     env: dict[str, str], tmp_path: Path
 ) -> None:

@@ -1,0 +1,110 @@
+"""Which native groups the ranks of a world make: of a backend those that it reaches as one, or legal parts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+from devices.domains.card import Card, named
+from devices.domains.parts import are_symmetric, legal_parts
+
+Parts = list[list[int]]
+
+
+@final
+class Division:
+    """The domains of a world's groups.
+
+    What a backend reaches as one is one domain, unless its hardware has no group of that: it is divided then, down to
+    single ranks. The groups of a world are divided within the domains of the world, for there are runtimes that are
+    started for one set of ranks, and open groups of those alone.
+
+    Args:
+        cards: what each rank has told, by rank of the world.
+    """
+
+    def __init__(self, cards: Sequence[Card]) -> None:
+        self._cards = tuple(cards)
+        self._world = self._divided(range(len(cards)), self._at_first)
+        self._home = {rank: at for at, part in enumerate(self._world[0]) for rank in part}
+
+    def of(self, ranks: Sequence[int]) -> tuple[Parts, list[str]]:
+        """Return the ranks of each domain of a group, and in words why a backend has several where one would do."""
+        return self._world if len(ranks) == len(self._cards) else self._divided(ranks, self._later)
+
+    def _divided(
+        self, ranks: Sequence[int], cut: Callable[[list[int]], tuple[Parts, list[str]]]
+    ) -> tuple[Parts, list[str]]:
+        within: dict[tuple[str, str], list[int]] = {}
+        for rank in sorted(ranks):
+            within.setdefault((self._cards[rank].backend, self._cards[rank].reach), []).append(rank)
+        parts: Parts = []
+        reasons: list[str] = []
+        for members in within.values():
+            found, why = cut(members)
+            parts += found
+            if len(found) > 1:
+                each = " and ".join(", ".join(map(str, part)) for part in sorted(found))
+                reasons.append(f"{named(self._cards, members)} are {len(found)} domains ({each}): {', '.join(why)}")
+        return parts, reasons
+
+    def _at_first(self, members: list[int]) -> tuple[Parts, list[str]]:
+        """Divide the world's ranks that a backend reaches as one."""
+        parts: Parts = []
+        reasons: list[str] = []
+        started: dict[tuple[str, int], list[int]] = {}
+        for rank in members:
+            if (bound := self._cards[rank].bound) is not None:
+                started.setdefault(bound, []).append(rank)
+        if fresh := [rank for rank in members if self._cards[rank].bound is None]:
+            parts, reasons = self._legal(fresh)
+        for (_, count), some in started.items():
+            is_whole = count == len(some)
+            parts += [some] if is_whole else [[rank] for rank in some]
+            if not is_whole or len(some) < len(members):
+                rest = (
+                    ""
+                    if is_whole
+                    else f", of which {count - len(some)} {'is' if count - len(some) == 1 else 'are'} gone"
+                )
+                reasons.append(
+                    f"the runtime of {named(self._cards, some)} was started before, for {count} rank"
+                    f"{'s' if count > 1 else ''}{rest}, and opens no other groups"
+                )
+        return parts, reasons
+
+    def _later(self, members: list[int]) -> tuple[Parts, list[str]]:
+        """Divide those of a group of the world that a backend reaches as one."""
+        homes: dict[int, list[int]] = {}
+        for rank in members:
+            homes.setdefault(self._home[rank], []).append(rank)
+        parts: Parts = []
+        reasons = ["they are in different domains of the world"] if len(homes) > 1 else []
+        for some in homes.values():
+            found, why = self._legal(some)
+            parts += found
+            reasons += why
+        return parts, reasons
+
+    def _legal(self, members: list[int]) -> tuple[Parts, list[str]]:
+        """Return ranks in parts that their hardware has groups of, and why, where it has none of all."""
+        cards = [self._cards[rank] for rank in members]
+        first = cards[0]
+        hosts: dict[str, list[int]] = {}
+        for rank, card in zip(members, cards, strict=True):
+            hosts.setdefault(card.host, []).append(rank)
+        if first.symmetric and not are_symmetric([(card.host, card.index) for card in cards]):
+            parts: Parts = []
+            reasons = [f"a group of backend {first.backend!r} has the same devices of each host that it is on"]
+            for some in hosts.values():
+                found, why = self._legal(some)
+                parts += found
+                reasons += why
+            return parts, reasons
+        if all(card.allows_group_of(len(members)) for card in cards):
+            return [members], []
+        order = [rank for some in hosts.values() for rank in sorted(some, key=lambda rank: self._cards[rank].index)]
+        places = [(self._cards[rank].host, self._cards[rank].index) for rank in order]
+        found = legal_parts(places, lambda size: all(card.allows_group_of(size) for card in cards))
+        no_group = f"backend {first.backend!r} has no groups of {len(members)}; legal sizes are {first.legal_sizes}"
+        return [sorted(order[at] for at in part) for part in found], [no_group]

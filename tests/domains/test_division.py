@@ -1,0 +1,98 @@
+"""Which native groups the ranks of a backend make where its hardware has none of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from devices.domains.card import Card
+from devices.domains.division import Division
+from devices.domains.parts import legal_parts
+from devices.domains.vendors import Vendors
+
+CPU = Card("cpu", "cpu:0", 0, "cpu", "a", "memory of a", (), None, None)
+
+
+def chips(numbers: Sequence[int], host: str = "a") -> list[Card]:
+    """Return ranks on chips of one host, whose runtime takes 1, 2, 4, 8, 16 or a multiple of 32 of them."""
+    return [Card("chip", f"chip:{at}", at, "neuron", host, "", (), (1, 2, 4, 8, 16), 32, True) for at in numbers]
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "parts"),
+    [
+        (0, 3, [[0, 1], [2]]),
+        (1, 3, [[1], [2, 3]]),
+        (0, 4, [[0, 1, 2, 3]]),
+        (0, 5, [[0, 1, 2, 3], [4]]),
+        (3, 5, [[3], [4, 5, 6, 7]]),
+        (1, 5, [[1, 2, 3, 4], [5]]),
+        (0, 7, [[0, 1, 2, 3], [4, 5], [6]]),
+        (0, 12, [list(range(8)), [8, 9, 10, 11]]),
+        (0, 40, [list(range(32)), list(range(32, 40))]),
+        (0, 64, [list(range(64))]),
+    ],
+)
+def test_the_largest_group_comes_first_and_begins_where_hardware_wants_it(
+    first: int, count: int, parts: list[list[int]]
+) -> None:
+    cards = [CPU] * first + chips(range(first, first + count))
+    found, reasons = Division(cards).of(range(len(cards)))
+    assert sorted(part for part in found if part[0] >= first) == parts
+    assert len(reasons) == (len(parts) > 1)
+
+
+def test_a_part_has_no_gap_where_there_is_one_without() -> None:
+    places = [("a", number) for number in (0, 5, 6, 7, 8)]
+    assert legal_parts(places, (1, 2, 4).__contains__) == [[0], [1, 2, 3, 4]]
+    assert legal_parts(places, (1, 2).__contains__) == [[0, 1], [2, 3], [4]], "a pair with one is better than none"
+
+
+def test_it_is_said_who_is_divided_and_why() -> None:
+    vendors = Vendors([CPU, *chips([1, 2, 3])])
+    assert vendors.domains(range(4)).shown(range(4)) == (
+        "cpu on a (rank 0) and chip (1) (rank 1) and chip (2) (ranks 2, 3)"
+    )
+    assert vendors.divided(range(4)) == (
+        "ranks 1, 2, 3 (chip) are 2 domains (1 and 2, 3): backend 'chip' has no groups of 3; legal sizes are "
+        "[1, 2, 4, 8, 16] or a multiple of 32"
+    )
+
+
+def test_groups_are_divided_within_the_domains_of_the_world_and_by_the_same_rule() -> None:
+    vendors = Vendors([CPU, *chips(range(1, 6))])
+    assert vendors.domains(range(6)).members == ((0,), (1, 2, 3, 4), (5,))
+    assert vendors.domains((0, 2, 5)).members == ((0,), (1,), (2,)), "chips 2 and 5 were not started together"
+    assert (
+        vendors.divided((0, 2, 5))
+        == "ranks 2, 5 (chip) are 2 domains (2 and 5): they are in different domains of the world"
+    )
+    assert vendors.domains((1, 2, 3)).members == ((0,), (1, 2))
+    assert "no groups of 3" in vendors.divided((1, 2, 3))
+    assert vendors.opens_natively((1, 2))
+    assert vendors.opens_natively((5,))
+    assert not vendors.opens_natively((4, 5))
+    assert not vendors.opens_natively((1, 2, 3))
+
+
+def test_hosts_of_unequal_devices_are_divided_by_host() -> None:
+    alike = Division([CPU, *chips([1, 2]), *chips([1, 2], "b")])
+    assert alike.of(range(5)) == ([[0], [1, 2, 3, 4]], [])
+    found, [why] = Division([CPU, *chips([1, 2]), *chips([0, 1, 2], "b")]).of(range(6))
+    assert found == [[0], [1, 2], [3, 4], [5]]
+    assert "has the same devices of each host" in why
+    assert "no groups of 3" in why
+
+
+def test_ranks_that_were_started_together_are_a_domain_as_long_as_all_are_there() -> None:
+    started = [replace(card, bound=("that of process 7", 2)) for card in chips([2, 3])]
+    assert Division([CPU, *started]).of(range(3)) == ([[0], [1, 2]], [])
+    found, [why] = Division([*started, *chips([4, 5])]).of(range(4))
+    assert sorted(found) == [[0, 1], [2, 3]]
+    assert "ranks 0, 1 (chip) was started before, for 2 ranks, and opens no other groups" in why
+    lost = [replace(card, bound=("that of process 7", 4)) for card in chips([2, 3])]
+    found, [why] = Division([CPU, *lost]).of(range(3))
+    assert found == [[0], [1], [2]]
+    assert "ranks 1, 2 (chip) was started before, for 4 ranks, of which 2 are gone" in why
