@@ -55,13 +55,12 @@ def test_every_verb_computes_what_plain_torch_does_over_vendors(
     for each in found:
         domains = "cpu on island-0 (rank 0) and cpu on island-1 (rank 1)" if hosts else "cpu"
         assert domains in each["explained"]
-        assert ("neuron (1) (rank 1) and neuron (2) (ranks 2, 3)" if backends == THREE else "neuron (rank") in each[
-            "explained"
-        ]
+        divided = "neuron (1) (rank 1) and neuron (2) (ranks 2, 3)"
+        assert (divided if backends == THREE else "neuron (rank") in each["explained"]
         for call in ("float64", "float64 moved"):
             assert each[call].startswith("UnsupportedError: "), each[call]
             assert "float64: not there on rank" in each[call]
-            assert "(neuron), there on ranks" in each[call]
+            assert "(neuron), there on rank" in each[call]
             assert "(cpu)" in each[call]
     on_neuron = found[backends.index("neuron")]["on the CPU"]
     assert on_neuron.startswith("ArgumentError: "), on_neuron
