@@ -115,15 +115,25 @@ def cannot_unmap() -> tuple[str, list[int]]:
         return said, [len(memory.own), len(memory.theirs)]
 
 
-def dies() -> str:
-    """Return what is said where a peer is killed that has memory mapped."""
+def dies() -> tuple[str, list[int]]:
+    """Return what is said where a peer is killed that has memory of two groups mapped, and what is left of the memory.
+
+    The one who is left has closed one of the groups before, and the other after.
+    """
     with devices.init(timeout=60) as world:
-        communicator = devices.open_peer_memory(group_of_its_own("dies"), MappedFiles(), "a test")
+        memory = MappedFiles()
+        before, communicator = (
+            devices.open_peer_memory(group_of_its_own(name), memory, "a test") for name in ("before", "dies")
+        )
+        if world.rank == 0:
+            before.close()
+            assert len(memory.own) == 2, "what a peer has mapped was freed"
+        dist.barrier()
         if world.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
             communicator.all_reduce(torch.ones(3), "sum")
         except devices.errors.CollectiveError as error:
             communicator.close()
-            return str(error)
-        return ""
+            return str(error), [len(memory.own), len(memory.theirs)]
+        return "", []

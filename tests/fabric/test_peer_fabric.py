@@ -53,12 +53,14 @@ def test_a_peer_would_read_too_early_if_the_host_did_not_wait_for_the_stream() -
     assert ranks.run(2, cases.not_finished) == [False, False]
 
 
-def test_a_peer_that_is_killed_is_an_error_and_the_rest_goes_on() -> None:
+def test_a_peer_that_is_killed_is_an_error_and_what_it_had_mapped_is_freed() -> None:
     survivor, died = ranks.outcomes(2, cases.dies, timeout=60)
     assert died[0] == "died"
-    assert survivor[0] == "returned"
-    assert "rank 1" in survivor[1]
-    assert "died" in survivor[1]
+    assert survivor[0] == "returned", survivor
+    said, left = survivor[1]
+    assert "rank 1" in said
+    assert "died" in said
+    assert left == [0, 0]
 
 
 def test_memory_that_a_rank_could_not_unmap_is_not_freed_and_the_rest_is_unmapped() -> None:
@@ -77,6 +79,9 @@ class Left:
 
     def __init__(self) -> None:
         self.both = threading.Barrier(2)
+
+    def dead(self) -> frozenset[int]:
+        return frozenset()
 
     def holds(self, condition: object) -> bool:
         self.both.wait(60)

@@ -151,6 +151,10 @@ class HostFabric(Fabric):
         here = [peer for peer in unread if not self._watch.has_left(peer)]
         return here if len(here) >= count else unread
 
+    def dead(self) -> frozenset[int]:
+        """Return the ranks whose processes have ended; also after this rank has left."""
+        return self._watch.dead()
+
     def give_up(self, error: BaseException) -> None:
         self._watch.give_up(error, "a verb")
 

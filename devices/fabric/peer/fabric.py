@@ -178,7 +178,7 @@ def leave_unmapped(host: HostFabric) -> None:
 
 
 _kept: list[tuple[HostFabric, Segments]] = []
-"""Of groups that this process has left, what peers may still have mapped; what a peer that died had stays here."""
+"""Of groups that this process has left, what peers may still have mapped."""
 
 # The memory is the process's that has it: one that is forked frees none.
 os.register_at_fork(after_in_child=_kept.clear)
@@ -191,10 +191,14 @@ def free_when_unmapped(host: HostFabric, segments: Segments) -> None:
 
 
 def free_what_is_unmapped() -> None:
-    """Free the segments of groups that were left, which all peers have left by now."""
+    """Free the segments of groups that were left, which no peer has mapped any more: it has left, or its process ended.
+
+    What a process has mapped its kernel takes back before others see that it has ended.
+    """
     for kept in list(_kept):
         host, segments = kept
-        others = [rank for rank in range(host.size) if rank != host.rank]
+        gone = {host.rank, *host.dead()}
+        others = [rank for rank in range(host.size) if rank not in gone]
         if host.holds(Raised(others, _unmapped(host.size), 1)):
             try:
                 _kept.remove(kept)
