@@ -205,6 +205,17 @@ class ReduceGivesItsResultToRankZero(Mail):
         return super().reduce(tensor, 0, op)
 
 
+@caught_by("verbs.reduce")
+class ReduceSaysThatItSparesWhatItOverwrites(Mail):
+    reduce_spares = True
+
+    def reduce(self, tensor: Tensor, dst: int, op: str) -> Arriving:
+        arriving = super().reduce(tensor, dst, op)
+        if self.rank != dst:
+            tensor.detach().zero_()
+        return arriving
+
+
 @caught_by("verbs.reduce_scatter")
 class ReduceScatterGivesTheNeighboursPart(Mail):
     def reduce_scatter(self, output: Tensor, input: Tensor, op: str) -> Arriving:

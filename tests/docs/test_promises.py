@@ -25,6 +25,7 @@ from devices.errors import (
     CollectiveTimeoutError,
     DtypeError,
     MismatchError,
+    RaceError,
     UnsupportedError,
 )
 
@@ -77,10 +78,10 @@ class Torchs:
         work = dist.all_reduce(x, getattr(dist.ReduceOp, op.upper()), **more)
         return work if more.get("async_op") else x
 
-    def all_gather(self, x: Tensor, sizes: list[int]) -> Tensor:
+    def all_gather(self, x: Tensor, sizes: list[int], **more: Any) -> Any:
         parts = [x.new_empty(size, *x.shape[1:]) for size in sizes]
-        dist.all_gather(parts, x)
-        return torch.cat(parts)
+        work = dist.all_gather(parts, x, **more)
+        return work if more.get("async_op") else torch.cat(parts)
 
     def broadcast(self, x: Tensor, src: int) -> Tensor:
         dist.broadcast(x, src)
@@ -150,6 +151,14 @@ def _(verbs: Any) -> bool:
     work = verbs.all_reduce(x, async_op=True)
     work.wait()
     return (work.result() if isinstance(work, devices.Work) else x).item() == 3.0
+
+
+@promise("an input that changes before its asynchronous verb is waited for is a `RaceError`")
+def _(verbs: Any) -> bool:
+    x = mine(1.0)
+    work = verbs.all_gather(x, sizes=[1, 1], async_op=True)
+    x += 1
+    return raises(RaceError, work.wait)
 
 
 @promise("parts of unequal size")
