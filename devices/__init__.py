@@ -26,7 +26,7 @@ from devices._backend import (
     Probe,
     Variable,
 )
-from devices._interop import Interop, Predicted, Shared, Side
+from devices._interop import Interop, Port, Predicted, Shared, Side
 from devices._observer import Called, Ended, Observer
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ __all__ = [
     "Partial",
     "Pending",
     "PendingFrom",
+    "Port",
     "Predicted",
     "Probe",
     "ProcessGroupCommunicator",

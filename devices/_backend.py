@@ -163,7 +163,8 @@ class Backend(abc.ABC):
     def interop(self) -> Interop | None:
         """Return the fabric by which this backend's devices and those of others reach each other's memory, if any.
 
-        Asked whether the hardware is here or not, by what emulates ranks of several kinds.
+        Asked, whether the hardware is here or not, where a world has ranks of several backends, and by what emulates
+        ranks of several kinds.
         """
         return None
 

@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-from devices._backend import Communicator, Group
+from devices._backend import Communicator, Device, Group
 from devices.fabric.interface import Fabric
 
 Assumed = Mapping[str, str]
@@ -27,6 +27,22 @@ class Side:
 
     target: str
     ranks: tuple[int, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Port:
+    """Where a device is on a fabric.
+
+    Args:
+        target: what the device is, by its name in the catalogue.
+        where: the same on all devices that the fabric may join, as an address of the switches that they hang on.
+        assumed: what is assumed of the fabric there; the same on all of them.
+    """
+
+    target: str
+    where: str
+    assumed: Assumed = field(default_factory=dict, hash=False)
 
 
 @final
@@ -74,6 +90,24 @@ class Interop(abc.ABC):
 
     name: ClassVar[str]
     domain: ClassVar[str]
+
+    def port(self, device: Device) -> Port | None:
+        """Return where a device of this process, of whichever backend, is on the fabric; None if it is not on it.
+
+        Every rank of a world of several backends asks it for its own device, of the fabric that its own backend's
+        `interop` returns and of those of all others that are installed. Ranks of several backends are one domain where
+        each of them says that it is on the fabric, at one place, and `domains` has them in one.
+        """
+        return None
+
+    def memory(self, group: Group) -> Shared | str:
+        """Return the memory that ranks of a group share, which are all in one domain; every one of them calls this.
+
+        Returns:
+            The memory; or, in words, why these ranks cannot reach each other's after all: they are then domains with
+            a bridge between, and `devices.explain()` says why.
+        """
+        return f"{self.name} has no memory of its own to open"
 
     @abc.abstractmethod
     def covers(self, targets: AbstractSet[str]) -> bool:

@@ -33,13 +33,11 @@ class Choice:
         backend: the backend.
         reason: why it was chosen, as the end of a sentence.
         considered: the backends that were probed for it, in order, with what they said.
-        spans: whether it opens groups of all ranks, though those of others have another name.
     """
 
     backend: Backend
     reason: str
     considered: tuple[tuple[str, Probe], ...]
-    spans: bool = False
 
     def __str__(self) -> str:
         lines = [f"backend {self.backend.name!r}: {self.reason}"]

@@ -24,17 +24,21 @@ class Store:
     Args:
         torch: torch's own store, handed to transports of torch's that ask for one.
         gone: says, while a key is waited for, which of those who might set it have died; nothing if none has.
+        failed: says why else what is waited for will not come; it may ask the store.
     """
 
-    def __init__(self, torch: TorchStore, gone: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self, torch: TorchStore, gone: Callable[[], str] | None = None, failed: Callable[[], str] | None = None
+    ) -> None:
         self.torch = torch
         self._gone = gone
+        self._failed = failed
 
     def under(self, prefix: str) -> Store:
         """Return the same store for keys of their own, whose names begin with `prefix`."""
         from torch.distributed import PrefixStore
 
-        return Store(PrefixStore(prefix, self.torch), self._gone)
+        return Store(PrefixStore(prefix, self.torch), self._gone, self._failed)
 
     def apart(self) -> Store | None:
         """Return the same store by a connection of its own; None where this kind of store, or this torch, has none.
@@ -50,13 +54,17 @@ class Store:
         """Return which of those who share the store have died, in words, as far as that can be seen; "" if none has."""
         return self._gone() if self._gone is not None else ""
 
+    def hearing(self, failed: Callable[[], str]) -> Store:
+        """Return the same store, whose waits end too once `failed` says why what is waited for will not come."""
+        return Store(self.torch, self._gone, failed)
+
     def set(self, key: str, value: Any) -> None:
         """Set `key` to `value`, which must be JSON."""
         self.torch.set(key, json.dumps(value, separators=(",", ":"), allow_nan=False))
 
     def get(self, key: str) -> Any:
         """Return the value of `key`, waiting for it up to the store's timeout."""
-        if self._gone is not None:
+        if self._is_watched:
             # That the time is up, torch's own `get` says.
             timeout: timedelta = self.torch.timeout  # type: ignore[attr-defined]  # not in the stubs
             self.comes(key, timeout.total_seconds() - _LOOK)
@@ -69,7 +77,7 @@ class Store:
     def get_all(self, keys: Sequence[str]) -> list[Any]:
         """Return the values of `keys`, waiting for them up to the store's timeout."""
         has_many: bool = self.torch.has_extended_api()  # type: ignore[attr-defined]  # not in the stubs
-        if self._gone is not None or not has_many:
+        if self._is_watched or not has_many:
             return [self.get(key) for key in keys]
         return [json.loads(value) for value in self.torch.multi_get(list(keys))]
 
@@ -82,8 +90,8 @@ class Store:
         deadline = time.monotonic() + seconds
         if self.torch.check([key]):
             return True
-        if self._gone is not None:
-            return self._comes_watched(key, deadline, self._gone)
+        if self._is_watched:
+            return self._comes_watched(key, deadline)
         # The stores count in milliseconds, and some take none to mean for ever.
         if seconds < 0.001:
             return False
@@ -98,11 +106,15 @@ class Store:
             return False
         return True
 
-    def _comes_watched(self, key: str, deadline: float, gone: Callable[[], str]) -> bool:
+    @property
+    def _is_watched(self) -> bool:
+        return self._gone is not None or self._failed is not None
+
+    def _comes_watched(self, key: str, deadline: float) -> bool:
         pause = 0.0005
         while True:
             # Who is gone has done before what it did, so that the key is looked for last.
-            lost, left = gone(), deadline - time.monotonic()
+            lost, left = self.lost() or (self._failed() if self._failed else ""), deadline - time.monotonic()
             if self.torch.check([key]):
                 return True
             if lost:

@@ -78,7 +78,7 @@ def create_process_group(options: Any, choice: object = None) -> dist.ProcessGro
 def _mixed(group: Group, chosen: _registry.Choice) -> Mixed | None:
     """Return what the ranks of a new world are, if they are of several backends."""
     # Threads of one process have one installation, and are of the backend that they are told.
-    is_world = not dist.is_initialized() and launch() is None and not chosen.spans
+    is_world = not dist.is_initialized() and launch() is None
     return meet(group, chosen.backend) if is_world and group.size > 1 else None
 
 

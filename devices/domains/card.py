@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
 from devices._backend import Capabilities
@@ -26,6 +26,7 @@ class Card:
         multiple: every multiple of this is legal too.
         symmetric: whether a group over several hosts must have the same devices of each.
         bound: what `Backend.bound` says of the device.
+        targets: by the name of each fabric that the device is on, what it is there.
     """
 
     backend: str
@@ -39,6 +40,7 @@ class Card:
     multiple: int | None
     symmetric: bool = False
     bound: tuple[str, int] | None = None
+    targets: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -17,6 +17,8 @@ from devices.domains import bandwidth
 from devices.domains.communicator import DomainsCommunicator
 from devices.domains.ended import Ended
 from devices.domains.inside import Inside, compares
+from devices.domains.joined import Fabrics, Joining
+from devices.domains.members import Domains
 from devices.domains.natively import Natively
 from devices.domains.opening import GRACE
 from devices.domains.predicted import told
@@ -29,18 +31,27 @@ from devices.fabric.host.communicator import SharedMemoryCommunicator
 
 _LOOK = 0.1
 
+_DOMAINS, _FABRICS = "mixed", "mixed/fabrics"
+"""What ranks tell each other of: that their domain has opened, and that they have come to share a fabric's memory."""
+
 
 def open_mixed(
-    group: Group, vendors: Vendors, open_native: Callable[[Group], Verbs], dead: Callable[[], frozenset[int]]
+    group: Group,
+    vendors: Vendors,
+    fabrics: Fabrics,
+    open_native: Callable[[Group], Verbs],
+    dead: Callable[[], frozenset[int]],
 ) -> Communicator:
     """Return a communicator over a group whose ranks are of several backends; every member calls this.
 
     Inside of each domain its own plugin's communicator carries the verbs, what that lacks being composed; between them
-    messages through host memory do, which is where an accelerator's tensors are copied to and from.
+    messages through host memory do, which is where an accelerator's tensors are copied to and from. Ranks of several
+    backends that a fabric joins are one domain, which the fabric's plugin opens.
 
     Args:
         group: the members.
         vendors: what they are.
+        fabrics: those that this rank is on.
         open_native: opens this rank's backend over its domain.
         dead: says which of them have ended, of those on this host, by ranks of the world.
 
@@ -49,10 +60,95 @@ def open_mixed(
         DevicesError: on every rank: a domain could not open, with the error of the rank that says so.
     """
     ranks = group.ranks
-    _check_bridge(group, vendors)
     links = bandwidth.agreed(group.share("mixed/link", bandwidth.told()), group)
+    joining, apart = _reached(group, vendors, fabrics)
+    try:
+        domains = vendors.domains(ranks, apart)
+        if joining is not None and len(domains.members) == 1:
+            return _open_one(group, domains, joining)
+        _check_bridge(group, vendors)
+        why = "; ".join(filter(None, [vendors.divided(ranks, apart), *apart.values(), *vendors.between(ranks)]))
+        open_own = open_native if joining is None else joining.open
+        return _open_several(group, vendors, domains, why, links, open_own, dead)
+    finally:
+        if joining is not None:
+            joining.leave()
+
+
+def _reached(group: Group, vendors: Vendors, fabrics: Fabrics) -> tuple[Joining | None, dict[str, str]]:
+    """Let ranks that a fabric joins come to share memory.
+
+    Returns:
+        The domain of several backends that this rank is in, None if in none; and, by the keys of the domains that the
+        fabric does not join after all, why, in words.
+    """
+    joins = vendors.joins(group.ranks)
+    if not joins:
+        return None, {}
+    mine = next((join for join in joins if group.rank in join.members), None)
+    joining, reason, failure = None, "", None
+    if mine is not None:
+        ranks = tuple(group.ranks[place] for place in mine.members)
+        store = _hearing(group, group.store.under(mine.key), _FABRICS)
+        name = group.name if len(ranks) == group.size else f"{group.name}/{mine.fabric}"
+        own = Group(ranks, mine.members.index(group.rank), group.device, store, group.timeout + GRACE, name)
+        joining = Joining(own, vendors, fabrics, mine.fabric)
+        try:
+            reason = joining.reach()
+        except Exception as error:
+            failure = error
+    try:
+        _all_opened(group, "" if mine is None else mine.fabric, failure, _FABRICS)
+        said = group.share("mixed/reached", reason)
+    except BaseException:
+        if joining is not None:
+            joining.leave()
+        raise
+    apart = {}
+    for join in joins:
+        if refused := next((said[place] for place in join.members if said[place]), ""):
+            named = vendors.named([group.ranks[place] for place in join.members])
+            apart[join.key] = f"{join.fabric} does not join {named}: {refused}"
+    if mine is not None and joining is not None and mine.key in apart:
+        joining.leave()
+        joining = None
+    return joining, apart
+
+
+def _open_one(group: Group, domains: Domains, joining: Joining) -> Communicator:
+    """Open a group all of whose ranks a fabric joins."""
+    communicator, failure = None, None
+    try:
+        communicator = joining.communicator()
+    except Exception as error:
+        failure = error
+    try:
+        _all_opened(group, domains.names[0], failure)
+    except BaseException:
+        if communicator is not None:
+            communicator.abort()
+            communicator.close()
+        raise
+    assert communicator is not None, "all have opened it"
+    communicator.note = f"{domains.shown(group.ranks)}; {communicator.note or type(communicator).__name__}"
+    return communicator
+
+
+def _open_several(
+    group: Group,
+    vendors: Vendors,
+    domains: Domains,
+    why: str,
+    links: list[float] | str | None,
+    open_own: Callable[[Group], Verbs],
+    dead: Callable[[], frozenset[int]],
+) -> Communicator:
+    """Open a group of several domains, this rank's by `open_own`, with host memory between them.
+
+    `why` says, in words, why they are not fewer.
+    """
+    ranks = group.ranks
     host = open_host(group)
-    domains, why = vendors.domains(ranks), vendors.divided(ranks)
     reductions = {op: vendors.common(ranks, dtypes) for op, dtypes in REDUCTIONS.items()}
     between = host
     if group.device.type != "cpu":
@@ -62,13 +158,13 @@ def open_mixed(
     mine = domains.of_rank(group.rank)
     members = domains.members[mine]
     place = members.index(group.rank)
-    store, name = group.store.under(f"domain {mine}"), f"{group.name}/{mine}"
+    store, name = _hearing(group, group.store.under(f"domain {mine}")), f"{group.name}/{mine}"
     own = Group(tuple(ranks[rank] for rank in members), place, group.device, store, group.timeout + GRACE, name)
     native: Verbs | None = None
     failure: Exception | None = None
     try:
         with beside_a_world():
-            native = open_native(own)
+            native = open_own(own)
     except Exception as error:
         failure = error
     try:
@@ -122,9 +218,16 @@ def _check_bridge(group: Group, vendors: Vendors) -> None:
         )
 
 
-def _all_opened(group: Group, domain: str, failure: Exception | None) -> None:
-    """Raise the same on every rank as soon as a domain could not open on one of them; return once all could."""
-    store = group.store.under("mixed")
+def _all_opened(group: Group, domain: str, failure: Exception | None, what: str = _DOMAINS) -> None:
+    """Raise the same on every rank as soon as a domain could not open on one of them; return once all could.
+
+    Args:
+        group: the members.
+        domain: what this rank's is called.
+        failure: why it could not open here; None if it could.
+        what: tells one such meeting of the group from others.
+    """
+    store = group.store.under(what)
     if failure is not None:
         if store.add("failures", 1) == 1:
             store.set("failed", [type(failure).__name__, str(failure), domain, group.ranks[group.rank]])
@@ -138,6 +241,12 @@ def _all_opened(group: Group, domain: str, failure: Exception | None) -> None:
                 raise CollectiveTimeoutError(f"{group}: rank {group.ranks[rank]} did not open its domain in time")
     if _comes(store, "failed", 0):
         raise _failed(group, store, domain) or CollectiveError(f"{group}: a domain did not open")
+
+
+def _hearing(group: Group, store: Store, what: str = _DOMAINS) -> Store:
+    """Return the store of one domain, whose ranks wait no longer for each other once another rank's has failed."""
+    told = group.store.under(what)
+    return store.hearing(lambda: "a domain did not open" if told.torch.check(["failed"]) else "")
 
 
 def _comes(store: Store, key: str, seconds: float) -> bool:

@@ -2,14 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 
+from devices._interop import Side
+from devices.algorithms.arithmetic import MEANINGFUL
 from devices.domains.card import Card, named
 from devices.domains.division import Division
 from devices.domains.members import Domains
+
+_KNOWN = frozenset(
+    str(dtype).removeprefix("torch.")
+    for dtype in (*{dtype for _, dtype in MEANINGFUL}, torch.float8_e4m3fn, torch.float8_e5m2)
+)
+"""What a device that says nothing of dtypes may have."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Island:
+    """Ranks of the world that are at one place of a fabric.
+
+    Args:
+        fabric: what it is called.
+        domains: which of them reach each other's memory by it.
+        bridge: what the fabric says is between those domains, in words.
+    """
+
+    fabric: str
+    domains: tuple[tuple[int, ...], ...]
+    bridge: str
+
+    @staticmethod
+    def from_json(said: Mapping[str, Any]) -> Island:
+        return Island(said["fabric"], tuple(map(tuple, said["domains"])), said["bridge"])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Ranks of several backends in a group that a fabric makes one domain.
+
+    Args:
+        fabric: what it is called.
+        members: the ranks of the group.
+        key: tells this domain from all others.
+    """
+
+    fabric: str
+    members: tuple[int, ...]
+    key: str
 
 
 @final
@@ -18,27 +63,93 @@ class Vendors:
 
     Args:
         cards: what each rank has told, by rank of the world.
+        islands: which of them fabrics join.
     """
 
-    def __init__(self, cards: Sequence[Card]) -> None:
+    def __init__(self, cards: Sequence[Card], islands: Sequence[Island] = ()) -> None:
         self._cards = tuple(cards)
+        self._islands = tuple(islands)
         self._division = Division(self._cards)
 
     def opens_natively(self, ranks: Sequence[int]) -> bool:
         """Return whether some ranks of the world are a group that their backend opens as it does in its own worlds."""
         return len({self._cards[rank].backend for rank in ranks}) == 1 and not self._division.of(ranks)[1]
 
-    def domains(self, ranks: Sequence[int]) -> Domains:
+    def domains(self, ranks: Sequence[int], apart: Collection[str] = ()) -> Domains:
         """Return the domains of a group: of the ranks of one backend, those that its own groups reach as one.
 
-        Where its hardware has no group of those they are several: legal ones, the largest first.
-        """
-        part_of = {rank: at for at, part in enumerate(self._division.of(ranks)[0]) for rank in part}
-        return Domains.of([(str(part_of[rank]), self._cards[rank].called) for rank in ranks])
+        Where its hardware has no group of those they are several: legal ones, the largest first. Ranks that a fabric
+        joins are one domain, of whichever backends they are; how many there may be is the fabric's to say.
 
-    def divided(self, ranks: Sequence[int]) -> str:
+        Args:
+            ranks: of the world.
+            apart: the keys of those that the fabric did not join after all.
+        """
+        said: dict[int, tuple[str, str]] = {}
+        for join in self._joins(ranks, apart):
+            some = [ranks[place] for place in join.members]
+            kinds = dict.fromkeys(self._cards[rank].backend for rank in some)
+            said |= dict.fromkeys(some, (join.key, f"{' and '.join(kinds)} on {join.fabric}"))
+        for at, part in enumerate(self._division.of(self._unjoined(ranks, apart))[0]):
+            said |= {rank: (str(at), self._cards[rank].called) for rank in part}
+        return Domains.of([said[rank] for rank in ranks])
+
+    def divided(self, ranks: Sequence[int], apart: Collection[str] = ()) -> str:
         """Return, in words, why a backend's ranks in a group are several domains that need not be; "" if none are."""
-        return "; ".join(self._division.of(ranks)[1])
+        return "; ".join(self._division.of(self._unjoined(ranks, apart))[1])
+
+    def _joins(self, ranks: Sequence[int], apart: Collection[str]) -> list[Join]:
+        return [join for join in self.joins(ranks) if join.key not in apart]
+
+    def _unjoined(self, ranks: Sequence[int], apart: Collection[str]) -> list[int]:
+        """Return those of some ranks that no fabric joins."""
+        joined = {place for join in self._joins(ranks, apart) for place in join.members}
+        return [rank for place, rank in enumerate(ranks) if place not in joined]
+
+    def joins(self, ranks: Sequence[int]) -> list[Join]:
+        """Return which ranks of a group, of several backends, a fabric makes one domain."""
+        found: list[Join] = []
+        taken: set[int] = set()
+        for number, island in enumerate(self._islands):
+            for at, domain in enumerate(island.domains):
+                members = [place for place, rank in enumerate(ranks) if rank in domain and place not in taken]
+                if len({self._cards[ranks[place]].backend for place in members}) > 1:
+                    taken.update(members)
+                    found.append(Join(island.fabric, tuple(members), f"fabric {number} {at}"))
+        return found
+
+    def sides(self, fabric: str, ranks: Sequence[int]) -> list[Side]:
+        """Return the kinds of some ranks that are on a fabric, by their places."""
+        places: dict[str, list[int]] = {}
+        for place, rank in enumerate(ranks):
+            places.setdefault(self._cards[rank].targets[fabric], []).append(place)
+        return [Side(target, tuple(some)) for target, some in places.items()]
+
+    def between(self, ranks: Sequence[int]) -> list[str]:
+        """Return, in words, what is to be said of fabrics that do not join ranks of different backends in a group."""
+        said = []
+        for island in self._islands:
+            parts = [[rank for rank in ranks if rank in domain] for domain in island.domains]
+            if len(parts := [part for part in parts if part]) > 1:
+                shown = " and ".join(map(self.named, parts))
+                said.append(
+                    f"by {island.fabric} {shown} are domains of their own, with {island.bridge} between, for "
+                    "which host memory serves here"
+                )
+        for fabric in dict.fromkeys(island.fabric for island in self._islands):
+            places = [
+                self.named(some)
+                for island in self._islands
+                if island.fabric == fabric
+                and (some := [rank for rank in ranks if any(rank in domain for domain in island.domains)])
+            ]
+            if len(places) > 1:
+                said.append(f"{' and '.join(places)} at different places of {fabric}")
+        for fabric in sorted({name for rank in ranks for name in self._cards[rank].targets}):
+            on = [rank for rank in ranks if fabric in self._cards[rank].targets]
+            if off := [rank for rank in ranks if rank not in on]:
+                said.append(f"{self.named(on)} on {fabric}, and not {self.named(off)}")
+        return said
 
     def on_cpu(self, ranks: Sequence[int]) -> tuple[int, ...]:
         """Return those of some ranks whose own device is the CPU."""
@@ -64,8 +175,11 @@ class Vendors:
         """Return who has not each dtype, by name, that some of these ranks have and others have not."""
         # A device that says nothing of dtypes has whatever there is.
         has = {rank: frozenset(self._cards[rank].dtypes) for rank in ranks if self._cards[rank].dtypes}
+        known = frozenset().union(*has.values())
+        if len(has) < len(ranks):
+            known |= _KNOWN
         # Bytes are what every transport carries.
-        names = sorted(frozenset().union(*has.values()) - {"uint8"})
+        names = sorted(known - {"uint8"})
         found = {name: tuple(rank for rank in ranks if rank in has and name not in has[rank]) for name in names}
         return {name: without for name, without in found.items() if without}
 

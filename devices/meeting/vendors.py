@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard, final
 
 from devices import _registry, errors
 from devices._backend import INTERFACE_VERSION, Backend, Device, Group
 from devices.domains.card import Card
+from devices.domains.joined import Fabrics
 from devices.domains.opening import GRACE
 from devices.domains.vendors import Vendors
 from devices.errors import CollectiveError, WorldError
 from devices.fabric.host.meeting import domain_name
+from devices.meeting.fabrics import agreed, fabrics_of, said_of
 from devices.meeting.roll_call import Entry, Gone, process
 from devices.roster.answers import capabilities_of
 
@@ -25,10 +27,12 @@ class Mixed:
     Args:
         vendors: what its ranks are.
         processes: which process each rank is, by rank of the world.
+        fabrics: those that this rank is on.
     """
 
-    def __init__(self, vendors: Vendors, processes: Sequence[Entry]) -> None:
+    def __init__(self, vendors: Vendors, processes: Sequence[Entry], fabrics: Fabrics) -> None:
         self.vendors = vendors
+        self.fabrics = fabrics
         self._processes = processes
 
     def gone(self, group: Group) -> Callable[[], frozenset[int]]:
@@ -43,21 +47,24 @@ def meet(group: Group, backend: Backend) -> Mixed | None:
 
     Raises:
         WorldError: on every rank: two have other versions of a plugin or its interface, or one cannot say what it is.
+        DevicesError: on every rank: what a fabric between them refuses.
     """
     told = _versions(group, {**_version(backend), "limited": _is_limited(backend, group.device)})
     _check_versions(group, told)
     is_of_one = len({said["backend"] for said in told}) == 1
     if is_of_one and not any(said["limited"] for said in told):
         return None
-    told = group.share("rank/card", _card(group, backend))
+    fabrics, card = _card(group, backend, {said["backend"] for said in told})
+    told = group.share("rank/card", card)
     if faults := [
         f"rank {rank} ({said['backend']}): {said['fault']}" for rank, said in enumerate(told) if "fault" in said
     ]:
         raise WorldError(f"{group}: the world of several backends cannot open: {'; '.join(faults)}")
-    vendors = Vendors([Card.from_json(said["card"]) for said in told])
-    if vendors.opens_natively(range(group.size)):
+    cards, processes = [Card.from_json(said["card"]) for said in told], [said["process"] for said in told]
+    if Vendors(cards).opens_natively(range(group.size)):
         return None
-    return Mixed(vendors, [said["process"] for said in told])
+    islands = agreed(group, fabrics, [said["backend"] for said in told], [said["ports"] for said in told])
+    return Mixed(Vendors(cards, islands), processes, fabrics)
 
 
 def _versions(group: Group, mine: dict[str, Any]) -> list[dict[str, Any]]:
@@ -117,17 +124,19 @@ def _check_versions(group: Group, told: Sequence[dict[str, Any]]) -> None:
         raise WorldError(f"{group}: `devices` has plugin interface {versions}; install the same on all")
 
 
-def _card(group: Group, backend: Backend) -> dict[str, Any]:
-    """Return what this rank tells of itself; what is wrong is told too, since all wait for it."""
+def _card(group: Group, backend: Backend, backends: Collection[str]) -> tuple[Fabrics, dict[str, Any]]:
+    """Return the fabrics that this rank is on, and what it tells of itself; what is wrong is told too."""
+    fabrics = Fabrics()
     try:
         device = group.device
         can = capabilities_of(backend, device)
         reach: object = backend.reach(device)
         if not isinstance(reach, str):
-            return {"backend": backend.name, "fault": f"its `reach` returned {reach!r}, which is no text"}
+            return fabrics, _fault(backend, f"its `reach` returned {reach!r}, which is no text")
         bound: object = backend.bound(device)
         if not _is_bound(bound):
-            return {"backend": backend.name, "fault": f"its `bound` returned {bound!r}, which is no name and number"}
+            return fabrics, _fault(backend, f"its `bound` returned {bound!r}, which is no name and number")
+        fabrics = fabrics_of(backend, device, backends)
         card = Card(
             backend.name,
             str(device),
@@ -140,11 +149,17 @@ def _card(group: Group, backend: Backend) -> dict[str, Any]:
             can.group_size_multiple,
             can.symmetric,
             bound,
+            {name: port.target for name, port in fabrics.ports.items()},
         )
+        ports = said_of(fabrics)
     except Exception as error:
         # Every rank raises it; who raised here alone would be waited for.
-        return {"backend": backend.name, "fault": str(error) or type(error).__name__}
-    return {"card": card.to_json(), "process": process()}
+        return fabrics, _fault(backend, str(error) or type(error).__name__)
+    return fabrics, {"backend": backend.name, "card": card.to_json(), "ports": ports, "process": process()}
+
+
+def _fault(backend: Backend, said: str) -> dict[str, Any]:
+    return {"backend": backend.name, "fault": said}
 
 
 def _is_bound(said: object) -> TypeGuard[tuple[str, int] | None]:

@@ -101,28 +101,7 @@ class Mixed:
         """Return what a rank of the world is."""
         return next(target for target, side in zip(self.targets, self.sides, strict=True) if rank in side.ranks)
 
-    def crossed(self, rank: int, sent: int) -> None:
-        """Count bytes that a rank has sent to another domain."""
-        self._traffic.cross(rank, sent)
-
-    def watched(self) -> AbstractContextManager[object]:
-        """Begin a run: forget the one before, and let each rank meet its limits while this lasts."""
-        self._begin()
-        return _observing.observe(self._limits, self._traffic)
-
-    @contextlib.contextmanager
-    def watched_by(self, rank: int) -> Iterator[None]:
-        """Begin a run of which one rank is in this process."""
-        with self.watched(), self._limits.rank(rank):
-            yield
-
-    def _begin(self) -> None:
-        self._limits = MixedLimits(
-            [self._seen(target) for target in self.targets], self.sides, self.sides_of, self.domains
-        )
-        self._traffic = Traffic(self.interop, self.assumed, self.sides_of)
-
-    def _seen(self, target: Target) -> Target:
+    def seen(self, target: Target) -> Target:
         """Return a target with the limits that its ranks meet."""
         limits, origins = target.limits, target.origins
         if self.interop is not None and (name := self.interop.limits_of(target.name, self.assumed)) != target.name:
@@ -143,6 +122,27 @@ class Mixed:
             # As many of them as there are ranks, wherever they stand.
             limits = replace(limits, chips_per_node=self.size)
         return replace(target, limits=limits, origins=origins)
+
+    def crossed(self, rank: int, sent: int) -> None:
+        """Count bytes that a rank has sent to another domain."""
+        self._traffic.cross(rank, sent)
+
+    def watched(self) -> AbstractContextManager[object]:
+        """Begin a run: forget the one before, and let each rank meet its limits while this lasts."""
+        self._begin()
+        return _observing.observe(self._limits, self._traffic)
+
+    @contextlib.contextmanager
+    def watched_by(self, rank: int) -> Iterator[None]:
+        """Begin a run of which one rank is in this process."""
+        with self.watched(), self._limits.rank(rank):
+            yield
+
+    def _begin(self) -> None:
+        self._limits = MixedLimits(
+            [self.seen(target) for target in self.targets], self.sides, self.sides_of, self.domains
+        )
+        self._traffic = Traffic(self.interop, self.assumed, self.sides_of)
 
     def __str__(self) -> str:
         kinds = [f"{len(side.ranks)} {target}" for side, target in zip(self.sides, self.targets, strict=True)]

@@ -9,7 +9,8 @@ from typing import final
 import torch
 
 from devices._backend import Backend, Capabilities, Communicator, Device, Group, Message, Pending, PendingFrom, Probe
-from devices._interop import Shared, Side
+from devices._interop import Interop, Shared, Side
+from devices._staged import open_host
 from devices.domains import open_domains
 from devices.fabric.communicator import REDUCTIONS
 from devices.testing._mixed import Mixed
@@ -23,7 +24,9 @@ class MixedBackend(Backend):
     Args:
         mixed: the kinds of ranks.
         rank: which one of the world.
-        share: returns the memory that the ranks of a group share.
+        share: returns the memory that the ranks of a group share; or why there is none, and then the CPU backend
+            carries the ranks of one kind.
+        interop: what joins this rank with those of other kinds, where each rank's world asks for that itself.
     """
 
     # A world asks for these; they are the target's.
@@ -32,10 +35,13 @@ class MixedBackend(Backend):
     priority = None
     verified = "an emulation, which runs on every machine"
 
-    def __init__(self, mixed: Mixed, rank: int, share: Callable[[Group], Shared]) -> None:
+    def __init__(
+        self, mixed: Mixed, rank: int, share: Callable[[Group], Shared | str], interop: Interop | None = None
+    ) -> None:
         self._mixed = mixed
         self._rank = rank
         self._share = share
+        self._interop = interop
         self._target = mixed.target_of(rank)
         self.name = str(self._target)  # type: ignore[misc]  # of the class, for all others
 
@@ -47,7 +53,15 @@ class MixedBackend(Backend):
         return (Device(self.name, "cpu", side.ranks.index(self._rank), f"{self._target.title}, emulated"),)
 
     def capabilities(self, device: Device) -> Capabilities:
-        return Capabilities(DTYPES, REDUCTIONS)
+        limits = self._mixed.seen(self._target).limits
+        if limits.dtypes is None and limits.moved_dtypes is None:
+            return Capabilities(frozenset(), REDUCTIONS)
+        has = [names for names in (limits.dtypes, limits.moved_dtypes) if names is not None]
+        dtypes = {dtype for dtype in DTYPES if all(str(dtype).removeprefix("torch.") in names for names in has)}
+        return Capabilities(frozenset(dtypes), REDUCTIONS)
+
+    def interop(self) -> Interop | None:
+        return self._interop
 
     def open(self, group: Group) -> Communicator:
         mixed = self._mixed
@@ -66,6 +80,8 @@ class MixedBackend(Backend):
     def _open_domain(self, group: Group) -> Communicator:
         """Open a group, all of whose ranks are in one domain."""
         mixed, shared = self._mixed, self._share(group)
+        if isinstance(shared, str):
+            return open_host(group)
         if mixed.interop is None:
             communicator = shared.carry(shared.fabric, False)
             communicator.note = "memory, as its own links would be"
@@ -75,6 +91,7 @@ class MixedBackend(Backend):
     def _open_bridge(self, domains: Sequence[Sequence[Side]], group: Group) -> Communicator:
         """Open the messages between all ranks of a group."""
         shared = self._share(group)
+        assert not isinstance(shared, str), "where there may be none, each world has a bridge of its own"
         [mine] = [domain for domain in domains if any(group.rank in side.ranks for side in domain)]
         near = {rank for side in mine for rank in side.ranks}
         mixed = self._mixed

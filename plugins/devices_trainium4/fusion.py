@@ -8,7 +8,19 @@ from typing import final
 
 import torch
 
-from devices import Communicator, Group, Interop, Message, Pending, PendingFrom, Predicted, Shared, Side
+from devices import (
+    Communicator,
+    Device,
+    Group,
+    Interop,
+    Message,
+    Pending,
+    PendingFrom,
+    Port,
+    Predicted,
+    Shared,
+    Side,
+)
 from devices.errors import UnsupportedError
 from devices_trainium4.memory import FusionMemory
 from devices_trainium4.prediction import predicted
@@ -26,6 +38,13 @@ class NVLinkFusion(Interop):
 
     name = "nvlink-fusion"
     domain = "trainium4-nvlink-fusion"
+
+    def port(self, device: Device) -> Port | None:
+        # No driver knows of the fabric: on none of today's devices it is found.
+        return None
+
+    def memory(self, group: Group) -> Shared | str:
+        return f"speculative: there is no {self.name} whose memory could be opened"
 
     def covers(self, targets: AbstractSet[str]) -> bool:
         return TRAINIUM4 in targets and targets <= {TRAINIUM4, GPU}

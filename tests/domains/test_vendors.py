@@ -16,7 +16,7 @@ from devices import Device, Group, Store
 from devices.domains.alarm import Alarm
 from devices.domains.card import Card
 from devices.domains.ended import Ended
-from devices.domains.vendors import Vendors
+from devices.domains.vendors import Island, Vendors
 from devices.errors import CollectiveError
 
 
@@ -50,13 +50,47 @@ def test_domains_are_of_one_backend_and_as_far_as_that_reaches() -> None:
 
 
 def test_who_lacks_a_dtype_that_others_have_is_named_with_those() -> None:
+    # Bytes are carried everywhere.
+    assert set(WORLD.lacks((0, 1, 3))) == {torch.float64, torch.float8_e5m2}
+    # Rank 4 has whatever there is.
     lacks = WORLD.lacks((0, 1, 3, 4))
-    # Rank 4 has whatever there is, and bytes are carried everywhere.
-    assert set(lacks) == {torch.float64, torch.float8_e5m2}
+    assert lacks[torch.int16] == "not there on ranks 0 (cpu) and 1, 3 (chip), there on rank 4 (other)"
+    assert torch.float32 not in lacks
     assert lacks[torch.float64] == "not there on ranks 1, 3 (chip), there on ranks 0 (cpu) and 4 (other)"
     assert WORLD.lacks((0, 2)) == {}
     assert WORLD.lacks_by_ranks((0, 1)) == ["not on rank 1 (chip): float64", "not on rank 0 (cpu): float8_e5m2"]
     assert WORLD.common((0, 1), frozenset({torch.float32, torch.float64})) == {torch.float32}
+
+
+ON_FABRIC = Vendors(
+    [
+        replace(card("chip"), targets={"fabric": "a chip"}),
+        replace(card("chip"), targets={"fabric": "a chip"}),
+        replace(card("other"), targets={"fabric": "another"}),
+        replace(card("other"), targets={"fabric": "another"}),
+        card("cpu"),
+    ],
+    [Island("fabric", ((0, 1, 2), (3,)), "a cable")],
+)
+
+
+def test_ranks_that_a_fabric_joins_are_one_domain_of_whichever_backends() -> None:
+    domains = ON_FABRIC.domains(range(5))
+    assert domains.members == ((0, 1, 2), (3,), (4,))
+    assert domains.names == ("chip and other on fabric", "other", "cpu on a")
+    [join] = ON_FABRIC.joins((4, 2, 0))
+    assert join.members == (1, 2), "by the places of a group"
+    assert ON_FABRIC.joins((0, 1, 3)) == [], "those of one backend alone are that backend's own"
+    assert ON_FABRIC.domains((4, 2, 0), [join.key]).members == ((0,), (1,), (2,)), "if the fabric does not open"
+    sides = [(side.target, side.ranks) for side in ON_FABRIC.sides("fabric", (2, 0, 1))]
+    assert sides == [("another", (0,)), ("a chip", (1, 2))]
+
+
+def test_what_a_fabric_does_not_join_is_said() -> None:
+    assert ON_FABRIC.between((0, 1, 2)) == []
+    [said] = ON_FABRIC.between((0, 3))
+    assert said.startswith("by fabric rank 0 (chip) and rank 3 (other) are domains of their own, with a cable between,")
+    assert ON_FABRIC.between((0, 4)) == ["rank 0 (chip) on fabric, and not rank 4 (cpu)"]
 
 
 def test_a_card_is_the_same_after_its_way_through_the_store() -> None:

@@ -6,8 +6,11 @@ import re
 from datetime import timedelta
 from typing import Any
 
+import fusion_cases as cases
 import pytest
+import ranks
 import torch
+import torch.distributed as dist
 from doc_blocks import ROOT
 from torch import nn
 from torch.distributed import HashStore
@@ -17,6 +20,7 @@ import devices
 import devices.testing
 from devices import Device, Fabric, Group, Interop, Store, World, catalogue
 from devices.errors import ArgumentError, CollectiveError, RaceError, UnsupportedError
+from devices.fabric.host.meeting import why_not_here
 from devices.fabric.mark import Mark
 from devices.testing import Mixed
 from devices.testing._baton import Baton
@@ -326,17 +330,49 @@ def test_a_tensor_that_is_changed_while_the_other_kind_reads_it_is_found() -> No
 @pytest.mark.parametrize("way", ["one", "two"])
 def test_processes_are_of_both_kinds_too(way: str) -> None:
     found = devices.testing.run_processes(told_by_a_process, BOTH, assume={"mixed_domain": way})
-    check_weights([weights for weights, _, _ in found])
-    for _, explained, refused in found:
-        assert "trainium4 (speculative)" in explained
-        assert ("between them EFA" in explained) == (way == "two")
+    check_weights([weights for weights, *_ in found])
+    joined = "trainium4 (speculative) and rubin on nvlink-fusion (ranks 0, 1, 2, 3); one domain of nvlink-fusion"
+    apart = "trainium4 (speculative) (ranks 0, 1) and rubin (ranks 2, 3); inside of "
+    for rank, (_, world, group, shown, refused) in enumerate(found):
+        for said in (world, group):
+            assert (joined if way == "one" else apart) in said
+            assert ("with EFA of 200 Gbps a chip (speculative) between" in said) == (way == "two")
+        assert "\n  not on ranks 2, 3 (rubin): " in group
+        assert ("backend='trainium4 (speculative)'" if rank < 2 else "backend='rubin'") in shown
         assert "and rubin (ranks 2, 3): rubin refuses it: uint16" in refused
 
 
-def told_by_a_process(world: World) -> tuple[list[torch.Tensor], str, str]:
+def told_by_a_process(world: World) -> tuple[list[torch.Tensor], str, str, str, str]:
     with pytest.raises(UnsupportedError) as caught:
         devices.broadcast(torch.ones(2, dtype=torch.uint16))
-    return program(world), devices.explain(), str(caught.value)
+    return program(world), devices.explain(), devices.explain(dist.group.WORLD), repr(world), str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(why_not_here()), reason=f"needs shared memory: {why_not_here()}")
+def test_processes_that_the_fabric_does_not_join_have_a_bridge_and_what_cannot_open_names_both_sides() -> None:
+    *living, (state, _) = ranks.outcomes(4, cases.in_a_row, timeout=120)
+    assert state == "died"
+    for state, told in living:
+        assert state == "returned", told
+        assert told["off"]["sum"] == [6.0, 10.0, 14.0]
+        for said in (told["off"]["world"], told["off"]["group"]):
+            assert "trainium4 (speculative) (ranks 0, 1) and rubin (ranks 2, 3); inside of " in said
+            assert "nvlink-fusion does not join ranks 0, 1 (trainium4 (speculative)) and 2, 3 (rubin): " in said
+            assert "DEVICES_FABRIC=off" in said
+        both = "ranks 0 (trainium4 (speculative)) and {} (rubin) are on nvlink-fusion "
+        assert both.format(2) + "by two versions of its plugin: " in told["versions"]
+        assert "of 2026 on rank 0 and rubin of 2027 on rank 2; install the same on all" in told["versions"]
+        assert both.format(3) + "and assume different things of it: mixed_domain is 'one' on rank 0" in told["assumed"]
+        assert "no bridge between ranks 0, 1 (trainium4 (speculative)) and 2, 3 (rubin): " in told["no bridge"]
+        assert told["memory"].startswith("WorldError: ")
+        assert "nvlink-fusion did not open on rank 1: the switch is off" in told["memory"]
+        text, seconds = told["dies"]
+        assert text.startswith("CollectiveError: ")
+        assert "rank 3 " in text
+        assert "died" in text
+        # Two seconds are promised; a machine that does other things may take longer.
+        assert seconds < 20
 
 
 def test_a_target_of_two_kinds_has_half_of_its_ranks_of_each() -> None:

@@ -132,7 +132,7 @@ class HostFabric(Fabric):
     def _missing(self, conditions: Sequence[tuple[Fabric, Condition]]) -> list[int]:
         """Return the ranks that the first of `conditions` waits for."""
         fabric, condition = conditions[0] if conditions else (self, Raised((), 0, 0))
-        return self._late(condition) if fabric is self else []
+        return self._late(condition) if fabric.base is self else []
 
     def _late(self, condition: Condition) -> list[int]:
         if isinstance(condition, Raised):

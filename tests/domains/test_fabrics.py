@@ -1,0 +1,105 @@
+"""What ranks of several backends tell each other of the fabrics that they are on, before their world opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from devices import Communicator, Device, Group, Interop, Port, Predicted, Shared, Side, Store
+from devices.domains.joined import Fabrics
+from devices.domains.vendors import Island
+from devices.errors import DevicesError, UnsupportedError, WorldError
+from devices.meeting.fabrics import agreed, said_of
+
+
+class Cable(Interop):
+    """A fabric of so many ranks at most."""
+
+    name = "cable"
+    domain = "none"
+
+    def covers(self, targets: object) -> bool:
+        raise NotImplementedError
+
+    def domains(self, sides: Sequence[Side], assumed: Mapping[str, str]) -> Sequence[Sequence[Side]]:
+        if sum(len(side.ranks) for side in sides) > int(assumed["ends"]):
+            raise UnsupportedError(f"a cable has {assumed['ends']} ends")
+        return [sides]
+
+    def limits_of(self, target: str, assumed: object) -> str:
+        raise NotImplementedError
+
+    def open(self, group: Group, sides: object, shared: Shared, assumed: object) -> Communicator:
+        raise NotImplementedError
+
+    def bridge(self, assumed: object) -> str:
+        return "nothing"
+
+    def compared(self, assumed: object) -> Mapping[str, Mapping[str, str]]:
+        raise NotImplementedError
+
+    def predicted(self, verb: str, size: int, root: int, sides: object, assumed: object) -> Predicted:
+        raise NotImplementedError
+
+
+BACKENDS = ["chip", "chip", "card", "cpu"]
+
+
+def on_cable(where: str = "rack", ends: str = "3", release: str = "cables 1.0") -> Fabrics:
+    port = Port("a kind", where, {"ends": ends})
+    return Fabrics({"cable": Cable()}, {"cable": port}, {"cable": release})
+
+
+def of_all(by_rank: Sequence[Fabrics]) -> list[list[Island] | DevicesError]:
+    """Return what ranks, which are threads, agree on or raise."""
+    store = dist.HashStore()
+
+    def on(rank: int) -> list[Island] | DevicesError:
+        device = Device(BACKENDS[rank], "cpu", 0)
+        ranks = tuple(range(len(BACKENDS)))
+        group = Group(ranks, rank, device, Store(store), timedelta(seconds=60), "world")
+        try:
+            return agreed(group, by_rank[rank], BACKENDS, [said_of(each) for each in by_rank])
+        except DevicesError as error:
+            return error
+
+    with ThreadPoolExecutor(len(BACKENDS)) as threads:
+        return list(threads.map(on, range(len(BACKENDS))))
+
+
+def test_ranks_at_one_place_of_a_fabric_are_as_that_says_and_those_that_are_not_on_it_know() -> None:
+    expected = [Island("cable", ((0, 1, 2),), "nothing")]
+    assert of_all([on_cable(), on_cable(), on_cable(), Fabrics()]) == [expected] * 4
+
+
+def test_a_fabric_joins_nothing_from_place_to_place_nor_ranks_of_one_backend() -> None:
+    apart = of_all([on_cable(), on_cable(), on_cable("another rack"), Fabrics()])
+    assert apart == [[Island("cable", ((0, 1),), "nothing"), Island("cable", ((2,),), "nothing")]] * 4
+    assert of_all([on_cable(), on_cable(), Fabrics(), Fabrics()]) == [[]] * 4
+
+
+@pytest.mark.parametrize(
+    ("odd", "kind", "says"),
+    [
+        (on_cable(release="cables 2.0"), WorldError, "cables 1.0 on rank 0 and cables 2.0 on rank 2"),
+        (on_cable(ends="4"), WorldError, "ends is '3' on rank 0 and '4' on rank 2"),
+    ],
+    ids=["versions", "assumptions"],
+)
+def test_two_that_see_a_fabric_differently_are_an_error_on_every_rank(
+    odd: Fabrics, kind: type[DevicesError], says: str
+) -> None:
+    for error in of_all([on_cable(), on_cable(), odd, Fabrics()]):
+        assert isinstance(error, kind)
+        assert "ranks 0 (chip) and 2 (card) are on cable" in str(error)
+        assert says in str(error)
+
+
+def test_what_a_fabric_refuses_is_an_error_on_every_rank_also_on_those_that_are_not_on_it() -> None:
+    for error in of_all([on_cable(ends="2")] * 3 + [Fabrics()]):
+        assert isinstance(error, UnsupportedError)
+        assert "ranks 0, 1 (chip) and 2 (card) are on cable: a cable has 2 ends" in str(error)
