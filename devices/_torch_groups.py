@@ -136,3 +136,9 @@ def close_group(group: Any) -> None:
         dist.destroy_process_group(group)
     else:
         group.shutdown()
+
+
+def gloo_timeout(process_group: Any) -> timedelta:
+    """Return after how long a group of gloo's gives up; where torch does not say, what torch takes by itself."""
+    found = getattr(getattr(process_group, "options", None), "_timeout", None)
+    return found if isinstance(found, timedelta) else c10d.default_pg_timeout

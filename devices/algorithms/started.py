@@ -17,7 +17,8 @@ from devices.algorithms.concurrency import concurrency
 from devices.errors import CollectiveError, CollectiveTimeoutError, DevicesError
 from devices.recorder.record import ENDED, VERB, GroupRecorder, Record, end
 
-_LONG = timedelta(days=365)
+LONG = timedelta(days=365)
+"""For gloo: however long it takes."""
 
 
 @final
@@ -68,7 +69,7 @@ def wait_however_long(pending: Pending) -> None:
         wait()
     elif isinstance(pending, dist.Work):
         # It never says that it is completed; a timeout would end all that is between the ranks.
-        pending.wait(_LONG)
+        pending.wait(LONG)
     elif concurrency().is_cooperative:
         pending.wait()
     else:

@@ -47,6 +47,7 @@ class Alarm:
         self._calls = 0
         self._lock = threading.Lock()
         self._looks = False
+        self._looked = 0.0
         self.error: CollectiveError | None = None
         """What closed the group for good, once something has."""
 
@@ -130,6 +131,16 @@ class Alarm:
 
     def _raised(self, kind: str, text: str, by: str) -> CollectiveError:
         return _KINDS.get(kind, CollectiveError)(f"{self._group}, {self._domain}: {text}, as {by} found")
+
+    def has_rung(self) -> bool:
+        """Return whether a call would raise what has closed the group for good, here or elsewhere."""
+        if self.error is not None or self._lost:
+            return True
+        with self._lock:
+            if (now := time.monotonic()) < self._looked + LOOK:
+                return False
+            self._looked = now
+        return bool(self._asking.has("error"))
 
     def look(self) -> bool:
         """Give up what is under way if another domain has; return whether to look again."""

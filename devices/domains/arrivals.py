@@ -15,7 +15,7 @@ from devices.errors import CollectiveTimeoutError
 
 @final
 class OnArrival:
-    """A receive, which a thread goes on with: its sender may wait for it while this rank does other things.
+    """A receive, which a thread goes on with, by `listen`: its sender may wait for it while this rank goes on.
 
     Args:
         group: the members.
@@ -32,9 +32,9 @@ class OnArrival:
         self._error: BaseException | None = None
         self._is_cooperative = concurrency().is_cooperative
         self._heard = concurrency().event()
-        concurrency().start(self._listen, f"devices {group.name} receives")
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
+        """Wait for what is told of it, and ask for its data."""
         try:
             with torch.inference_mode() if self._is_inference else torch.no_grad():
                 wait_however_long(self._hears)

@@ -90,7 +90,7 @@ class DomainsCommunicator(Communicator):
         self._sizes = [len(ranks) for ranks in domains.members]
         self._alarm = Alarm(group, domains.names[self._mine], self._give_up, gone)
         self._bridge = Bridge(between, group, domains, inside.communicator, self._alarm.reason_of)
-        self.messages = DomainsMessages(group, self._bridge, self._alarm)
+        self.messages = self._messages = DomainsMessages(group, self._bridge, self._alarm)
         self._numbers = itertools.count(1)
         self._expected: dict[int, Asked] = {}
         self._is_closed = False
@@ -380,6 +380,7 @@ class DomainsCommunicator(Communicator):
         self._is_closed = True
         open_here.discard(self)
         self._alarm.stop()
+        self._messages.close()
         self._recovery = None
         try:
             if self._inside.communicator is not None:

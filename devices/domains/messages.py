@@ -21,12 +21,13 @@ from devices._backend import Communicator, Group, Message, Pending, PendingFrom
 from devices._work import Together
 from devices.algorithms.executor import COLLECTIVE_TAG
 from devices.algorithms.lines import caller
+from devices.algorithms.listeners import Listeners
 from devices.algorithms.lowerings import own_verbs
 from devices.algorithms.started import go_on_beside, wait_however_long
 from devices.domains.alarm import Alarm
 from devices.domains.arrivals import OnArrival
 from devices.domains.bridge import Bridge, Crossing
-from devices.errors import MismatchError
+from devices.errors import CollectiveError, MismatchError
 
 Tensor = torch.Tensor
 
@@ -68,6 +69,7 @@ class DomainsMessages(Communicator):
         # By tag, the receives from any rank of which nobody knows yet whom they hear.
         self._open: Counter[int] = Counter()
         self._lock = threading.Lock()
+        self._listeners = Listeners(f"devices {group.name} receives")
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
         line = caller()
@@ -90,15 +92,11 @@ class DomainsMessages(Communicator):
         hears = self._bridge.hear(recv.peer, words, recv.tag)
         if not is_known:
             # One from any rank that was asked for before may be given this one's number.
-            return OnArrival(self._group, hears, lambda: self._take(_read(words), recv, line), f"recv{_tagged(recv)}")
-        data = self._data(recv, number)
-
-        def take(hear: Callable[[Pending], object]) -> None:
-            hear(hears)
-            self._check(_read(words), recv, line)
-            data.wait()
-
-        return _Receiving(take, data)
+            what = f"recv{_tagged(recv)}"
+            arrives = OnArrival(self._group, hears, lambda: self._take(_read(words), recv, line), what)
+            self._listeners.listen(arrives.listen, (recv.peer, recv.tag))
+            return arrives
+        return _Receiving(hears, lambda: self._check(_read(words), recv, line), self._data(recv, number))
 
     def _take(self, told: _Told, recv: Message, line: str) -> Crossing:
         """Ask for the data of a message of which this rank was told."""
@@ -142,7 +140,12 @@ class DomainsMessages(Communicator):
             return self._take(told, Message(tensor, told.source, tag), line)
 
         what = f"recv from any rank{_tagged(Message(tensor, -1, tag))}"
-        return _FromAny(Watched(self._alarm, [OnArrival(self._group, hears, take, what)]), came)
+        arrives = OnArrival(self._group, hears, take, what)
+        self._listeners.listen(arrives.listen, (-1, tag))
+        return _FromAny(Watched(self._alarm, [arrives]), came)
+
+    def close(self) -> None:
+        self._listeners.close()
 
 
 @final
@@ -172,8 +175,8 @@ class Watched:
             wait_however_long(each)
 
     def is_completed(self) -> bool:
-        # Once the group is closed for good, to wait is to raise.
-        return self._alarm.error is not None or self._together.is_completed()
+        # Once the group is closed for good, to wait is to raise: also where peers have closed it while this rank asks.
+        return self._together.is_completed() or self._alarm.has_rung()
 
     def go_on_beside(self) -> None:
         """Let what goes by memory go on without anyone waiting; the rest does so by itself."""
@@ -186,23 +189,34 @@ class _Receiving:
     """A message to this rank, whose data is asked for.
 
     Args:
-        take: waits for what is told of it, as its argument does, and for its data, and compares them with what this
-            rank receives.
+        hears: what is told of it.
+        check: raises if that is not what this rank receives.
         data: its data.
     """
 
-    def __init__(self, take: Callable[[Callable[[Pending], object]], None], data: Crossing) -> None:
-        self._take = take
-        self._data = data
+    def __init__(self, hears: Crossing, check: Callable[[], None], data: Crossing) -> None:
+        self._hears, self._check, self._data = hears, check, data
 
     def wait(self) -> None:
-        self._take(lambda hears: hears.wait())
+        self._hears.wait()
+        self._check()
+        self._data.wait()
 
     def wait_however_long(self) -> None:
         """Wait while the program does other things."""
-        self._take(wait_however_long)
+        self._hears.wait_however_long()
+        self._check()
+        self._data.wait()
 
     def is_completed(self) -> bool:
+        if not self._hears.is_completed():
+            return False
+        try:
+            self._hears.wait()
+            self._check()
+        except CollectiveError:
+            # Who waits is told of it, and what this rank has asked for never comes.
+            return True
         return self._data.is_completed()
 
     def go_on_beside(self) -> None:

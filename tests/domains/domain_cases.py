@@ -138,6 +138,21 @@ def receives_from_any(domains: Sequence[int]) -> None:
     """Let the last rank receive from any and from rank 0, and wait in the other order; rank 1 is in its domain."""
     with world(domains) as w:
         last = w.size - 1
+        for number in range(3):
+            if w.rank == 1:
+                dist.send(of(number, 4), last, tag=5)
+                work = dist.isend(of(number, 4), 0, tag=6)
+            elif w.rank == last:
+                dist.recv(found := torch.empty(4), tag=5)
+                same(found, of(number, 4))
+            else:
+                work = dist.irecv(found := torch.empty(4), 1, tag=6)
+            if w.rank != last:
+                while not work.is_completed():
+                    time.sleep(0.001)
+                work.wait()
+            if w.rank == 0:
+                same(found, of(number, 4))
         if w.rank == 0:
             sent = [dist.isend(of(number, 4), last) for number in range(3)]
             # These are waited for before those, whose data the last rank asks for beside what it does.
@@ -222,6 +237,12 @@ def goes_wrong(domains: Sequence[int], how: str) -> tuple[str, str, float]:
                 devices.send(torch.ones(4), dst=1)
             elif odd:
                 devices.recv(torch.ones(8), src=0)
+            else:
+                # What nobody sends: who only asks is told too.
+                work = dist.irecv(torch.empty(1), 5 - w.rank)
+                while not work.is_completed():
+                    time.sleep(0.01)
+                work.wait()
             devices.barrier()
         elif how == "another dtype of permute":
             devices.permute(torch.ones(4, dtype=torch.int32 if odd else torch.float32), pairs=[(1, 3), (3, 1)])

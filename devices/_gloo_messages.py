@@ -1,0 +1,84 @@
+"""Gloo's messages on their way: torch's works for them say that they are completed only to who has waited."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import timedelta
+from typing import Any, final
+
+from devices.algorithms.listeners import Listeners
+from devices.algorithms.started import LONG
+
+
+@final
+class GlooMessage:
+    """A message of gloo's, which may be waited for or asked whether it has come.
+
+    Once it is asked, a thread waits for it, and the group's timeout counts from then on. Were gloo told to wait for no
+    longer than that, it would end all that is between the two ranks.
+
+    Args:
+        work: torch's, which one thread alone may wait for.
+        timeout: the group's.
+        listeners: the threads.
+    """
+
+    def __init__(self, work: Any, timeout: timedelta, listeners: Listeners) -> None:
+        self._work = work
+        self._timeout = timeout
+        self._listeners = listeners
+        self._lock = threading.Lock()
+        self._deadline = 0.0
+        self._heard: threading.Event | None = None
+        self._error: Exception | None = None
+
+    def wait(self) -> None:
+        heard, is_mine = self._take()
+        if is_mine:
+            self._hear(heard)
+        elif not heard.wait(max(0.0, self._deadline - time.monotonic())):
+            raise RuntimeError(
+                f"timed out: nothing came within {self._timeout.total_seconds():g} s since it was asked for"
+            )
+        self._raise()
+
+    def wait_however_long(self) -> None:
+        """Wait while the program does other things."""
+        heard, is_mine = self._take()
+        if is_mine:
+            self._hear(heard, LONG)
+        else:
+            heard.wait()
+        self._raise()
+
+    def is_completed(self) -> bool:
+        heard, is_mine = self._take()
+        if is_mine:
+            self._listeners.listen(lambda: self._hear(heard, LONG))
+        return heard.is_set() or time.monotonic() > self._deadline
+
+    def _take(self) -> tuple[threading.Event, bool]:
+        """Return what is set once the message is through, and whether who asks is the one to wait for torch's work."""
+        with self._lock:
+            if self._heard is not None:
+                return self._heard, False
+            self._deadline = time.monotonic() + self._timeout.total_seconds()
+            self._heard = threading.Event()
+            return self._heard, True
+
+    def _hear(self, heard: threading.Event, *timeout: timedelta) -> None:
+        try:
+            self._work.wait(*timeout)
+        except Exception as error:
+            self._error = error
+        finally:
+            heard.set()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def source(self) -> int:
+        found: int = self._work._source_rank()
+        return found

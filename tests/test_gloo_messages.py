@@ -1,0 +1,90 @@
+"""Gloo's messages, which are asked whether they have come: two groups of one process are the two ranks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+import torch
+from torch.distributed import HashStore, ProcessGroupGloo
+
+from devices import Message, ProcessGroupCommunicator
+from devices.algorithms.listeners import Listeners
+
+
+def both(seconds: float) -> list[ProcessGroupCommunicator]:
+    """Return both ranks' communicators, of a group that gives up after so long."""
+    store, made = HashStore(), {}
+
+    def make(rank: int) -> None:
+        made[rank] = ProcessGroupCommunicator(ProcessGroupGloo(store, rank, 2, timedelta(seconds=seconds)))
+
+    threads = [threading.Thread(target=make, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [made[0], made[1]]
+
+
+def until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_who_asks_is_told_when_a_message_has_come_and_may_wait_then_and_again() -> None:
+    one, other = both(60)
+    came, any_came = torch.zeros(3), torch.zeros(2)
+    work, from_any = one.exchange([], [Message(came, 1)]), one.recv_any(any_came, 7)
+    assert not work.is_completed()
+    assert not from_any.is_completed()
+    other.exchange([Message(torch.arange(3.0), 0)], []).wait()
+    until(work.is_completed)
+    assert not from_any.is_completed()
+    sent = other.exchange([Message(torch.ones(2), 0, 7)], [])
+    until(sent.is_completed)
+    until(from_any.is_completed)
+    for each in (work, work, from_any):
+        each.wait()
+    assert (came.tolist(), any_came.tolist(), from_any.source()) == ([0.0, 1.0, 2.0], [1.0, 1.0], 1)
+    for communicator in (one, other):
+        communicator.close()
+
+
+def test_who_asks_is_told_once_the_timeout_has_gone_by_and_the_wait_says_so() -> None:
+    one, other = both(0.2)
+    work = one.exchange([], [Message(torch.zeros(3), 1)])
+    until(work.is_completed)
+    with pytest.raises(RuntimeError, match=r"timed out: nothing came within 0\.2 s"):
+        work.wait()
+    for communicator in (one, other):
+        communicator.abort()
+        communicator.close()
+
+
+def test_messages_that_come_one_after_the_other_are_waited_for_by_one_thread() -> None:
+    listeners, names, done = Listeners("listens"), [], threading.Semaphore(0)
+
+    def job() -> None:
+        names.append(threading.get_ident())
+        done.release()
+
+    for _ in range(5):
+        # Of one key, so that they queue up where the thread is not through yet.
+        listeners.listen(job, "key")
+        assert done.acquire(timeout=60)
+    gate = threading.Event()
+    listeners.listen(gate.wait, "held")  # type: ignore[arg-type]
+    listeners.listen(job, "held")
+    listeners.listen(job, "free")
+    assert done.acquire(timeout=60), "another key's is not held up"
+    assert not done.acquire(blocking=False), "that of the same key is"
+    gate.set()
+    assert done.acquire(timeout=60)
+    listeners.close()
+    assert len(set(names[:5])) == 1
