@@ -26,7 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "recorder.record",
     ),
     ("_hookspecs", "_registry", "_torch", "_torch_groups", "_capture", "roster"),
-    ("algorithms", "fabric", "topology", "catalogue", "_process_group", "_staged"),
+    ("algorithms", "fabric", "topology", "catalogue", "_gloo_messages", "_process_group", "_staged"),
     ("domains",),
     (
         "_autoload",
