@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from devices._torch_groups import torch_backend
     from devices._work import Work
     from devices._world import World, explain, init
+    from devices.calls.schedules import drop_schedules, use_schedule
     from devices.domains import open_domains
     from devices.fabric.communicator import FabricCommunicator
     from devices.fabric.host.fabric import open_fabric
@@ -107,6 +108,7 @@ _LAZY = {
     "open_fabric": "devices.fabric.host.fabric",
     "DeviceMemory": "devices.fabric.peer.memory",
     "open_peer_memory": "devices.fabric.peer.communicator",
+    **dict.fromkeys(("drop_schedules", "use_schedule"), "devices.calls.schedules"),
     "open_domains": "devices.domains",
     **dict.fromkeys(("memory_domain", "open_shared_memory"), "devices.fabric.host.meeting"),
 }
@@ -152,6 +154,7 @@ __all__ = [
     "barrier",
     "broadcast",
     "device",
+    "drop_schedules",
     "empty",
     "errors",
     "explain",
@@ -175,6 +178,7 @@ __all__ = [
     "scatter",
     "send",
     "torch_backend",
+    "use_schedule",
 ]
 
 

@@ -101,6 +101,7 @@ class Communicator:
         ways: how it does its own verbs, in words, by the verb's name, for `devices.explain(group)`.
         reduce_spares: whether its `reduce` leaves the tensors of all ranks but `dst` as they are.
         anew: up to so many bytes `all_reduced` costs less than a copy and an `all_reduce` in place; -1 if never.
+        planned: schedules, the same on all ranks, that it has made for verbs of its group as it was opened.
     """
 
     blocking: ClassVar[bool] = False
@@ -113,6 +114,7 @@ class Communicator:
     note: str = ""
     ways: Mapping[str, str] = MappingProxyType({})
     anew: int = -1
+    planned: Sequence[Any] = ()
 
     def expect(self, call: Asked) -> None:
         """Hear what the verb that this thread calls next is for, so that it can be compared with the peers' calls.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -15,6 +15,9 @@ COLLECTIVE_TAG = 1 << 30
 """The tag of all messages of schedules; those of users lie below."""
 
 Exchange = Callable[[Sequence[Message], Sequence[Message]], Pending]
+
+Spares = dict[int, list[torch.Tensor]]
+"""Where received data waits to be combined, by size; most steps need one, of the same size as the last."""
 
 
 def run(schedule: Schedule, rank: int, exchange: Exchange, chunks: Layout, op: str = "sum") -> None:
@@ -29,8 +32,24 @@ def run(schedule: Schedule, rank: int, exchange: Exchange, chunks: Layout, op: s
         chunks: the rank's tensors.
         op: how `reduce` combines, on a dtype that `arithmetic.combine` takes.
     """
-    # Where received data waits to be combined, by size; most steps need one, of the same size as the last.
-    free: dict[int, list[torch.Tensor]] = {}
+    for pending in steps(schedule, rank, exchange, chunks, op, {}):
+        if pending is not None:
+            pending.wait()
+
+
+def steps(
+    schedule: Schedule, rank: int, exchange: Exchange, chunks: Layout, op: str, free: Spares
+) -> Iterator[Pending | None]:
+    """Start each step of `rank`'s program and yield its messages, None if it has none; to be resumed once they came.
+
+    Args:
+        schedule: what to run.
+        rank: whose program.
+        exchange: a communicator's.
+        chunks: the rank's tensors.
+        op: as for `run`.
+        free: memory for what is received, which other runs may share.
+    """
     for step in schedule.program(rank):
         sends: list[Message] = []
         recvs: list[Message] = []
@@ -50,8 +69,7 @@ def run(schedule: Schedule, rank: int, exchange: Exchange, chunks: Layout, op: s
                 target, tensor = tensor, spare.pop() if spare else torch.empty_like(tensor)
                 landed.append((action.peer, target, tensor))
             recvs.append(Message(tensor.view(torch.uint8), action.peer, COLLECTIVE_TAG))
-        if sends or recvs:
-            exchange(sends, recvs).wait()
+        yield exchange(sends, recvs) if sends or recvs else None
         for peer, target, received in landed:
             first, second = (received, target) if peer < rank else (target, received)
             combine(op, first, second, target)

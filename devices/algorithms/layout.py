@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Protocol, final
 
 import torch
 
 from devices.algorithms.schedule import Schedule
+
+
+class Chunks(Protocol):
+    """One rank's chunks as tensors, by number."""
+
+    def __getitem__(self, number: int) -> torch.Tensor: ...
 
 
 @final
@@ -32,7 +38,7 @@ class Layout:
     ) -> None:
         self._schedule = schedule
         self._sizes = sizes
-        self._like = like
+        self.like = like
         self._scratch: dict[int, torch.Tensor] = {}
         self._buffers: dict[str, Mapping[int, torch.Tensor]] = {
             "input": input, "output": output, "scratch": self._scratch
@@ -49,7 +55,7 @@ class Layout:
     def _slice(self, number: int) -> torch.Tensor:
         chunk = self._schedule.chunks[number]
         if chunk.buffer == "scratch" and chunk.part not in self._scratch:
-            self._scratch[chunk.part] = self._like.new_empty(self._sizes[chunk.part])
+            self._scratch[chunk.part] = self.like.new_empty(self._sizes[chunk.part])
         part = self._buffers[chunk.buffer][chunk.part]
         start, end, total = self._schedule.extents[number]
         if end - start == total:

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
-from typing import final
+from typing import Any, final
 
 import torch
 
 from devices._backend import Capabilities, Group, Message, Pending, PendingFrom
 from devices._observer import Called, Ended, Observer
+from devices.algorithms.planned import Planned
 from devices.algorithms.verbs import Verbs
 
 Tensor = torch.Tensor
@@ -80,6 +81,17 @@ class ObservedVerbs:
     @property
     def ways(self) -> dict[str, str]:
         return self._verbs.ways
+
+    @property
+    def native(self) -> Any:
+        return self._verbs.native
+
+    @property
+    def has_exchange(self) -> bool:
+        return self._verbs.has_exchange
+
+    def go_by(self, planned: Planned | None) -> None:
+        self._verbs.go_by(planned)
 
     @property
     def capabilities(self) -> Capabilities:

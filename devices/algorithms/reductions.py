@@ -56,9 +56,9 @@ class Reductions:
                 return pending, None
         return pending, partial(carrier.decode, data, tensor, self._on.size) if carrier.hops else None
 
-    def compose(self, tensor: Tensor, op: str, dst: int | None = None) -> None:
-        """Do an all_reduce or, to `dst`, a reduce out of other verbs."""
-        lowering = self._lowered["all_reduce" if dst is None else "reduce"]
+    def compose(self, tensor: Tensor, op: str, dst: int | None = None, plan: Lowering | None = None) -> None:
+        """Do an all_reduce or, to `dst`, a reduce out of other verbs, or by `plan`."""
+        lowering = plan or self._lowered["all_reduce" if dst is None else "reduce"]
         carrier = lowering.carrier(self._on, op, tensor.dtype)
         data = carrier.encode(tensor)
         if dst not in (None, self._on.rank) and carrier.shares:
@@ -74,9 +74,11 @@ class Reductions:
         pending = self._on.communicator.reduce_scatter(target, data, carrier.op)
         return pending, partial(carrier.decode, target, output, self._on.size) if carrier.hops else None
 
-    def compose_scatter(self, output: Tensor, input: Tensor, op: str, counts: Sequence[int]) -> None:
-        """Do a reduce_scatter out of other verbs."""
-        lowering = self._lowered["reduce_scatter"]
+    def compose_scatter(
+        self, output: Tensor, input: Tensor, op: str, counts: Sequence[int], plan: Lowering | None = None
+    ) -> None:
+        """Do a reduce_scatter out of other verbs, or by `plan`."""
+        lowering = plan or self._lowered["reduce_scatter"]
         carrier = lowering.carrier(self._on, op, input.dtype)
         data = carrier.encode(input)
         target = carrier.encode(output) if carrier.shares else data.new_empty(output.numel() * carrier.factor)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 
 from devices.algorithms.arithmetic import combine
-from devices.algorithms.layout import Layout
+from devices.algorithms.layout import Chunks
 from devices.algorithms.schedule import Copy, Recv, Schedule, Send
 from devices.errors import ArgumentError
 
 
-def replay(schedule: Schedule, chunks: Sequence[Layout], op: str = "sum") -> None:
+def replay(schedule: Schedule, chunks: Sequence[Chunks], op: str = "sum") -> None:
     """Run every rank's program on its tensors.
 
     A message is only carried once both sides have come to it, so a schedule that ends here ends on any transport.
@@ -43,7 +43,7 @@ def replay(schedule: Schedule, chunks: Sequence[Layout], op: str = "sum") -> Non
 class _Rank:
     """One rank's place in its program, and what it still waits for there."""
 
-    def __init__(self, schedule: Schedule, rank: int, chunks: Layout, op: str) -> None:
+    def __init__(self, schedule: Schedule, rank: int, chunks: Chunks, op: str) -> None:
         self._program = schedule.program(rank)
         self._rank = rank
         self._chunks = chunks

@@ -15,13 +15,15 @@ from devices.algorithms import forked
 from devices.algorithms.arithmetic import MEANINGFUL, check_reduction
 from devices.algorithms.as_bytes import as_bytes, copy_alone, scaled
 from devices.algorithms.lines import caller
-from devices.algorithms.lowerings import compose, own_verbs
+from devices.algorithms.lowerings import Lowering, compose, own_verbs
 from devices.algorithms.messages import Messages
+from devices.algorithms.planned import Planned, Plans
 from devices.algorithms.reductions import Reductions
 from devices.algorithms.requirements import Requirements
 from devices.algorithms.runner import Runner
 from devices.algorithms.started import DONE, Started, fail, failure
 from devices.algorithms.transport import Transport
+from devices.algorithms.ways import ways
 from devices.errors import DevicesError, PluginError, UnsupportedError
 from devices.recorder.files import join
 from devices.recorder.record import VERB, Record, end
@@ -73,6 +75,7 @@ class Verbs:
         self._anew = -1  # up to so many bytes the communicator makes the result of an all_reduce anew
         self._gathered: set[torch.dtype] = set()  # the same of all_gather
         self._own: frozenset[str] = frozenset()  # what the communicator has of its own
+        self.plans = Plans() if communicator is None else Plans(communicator.planned)
         if self._size == 1:
             self._alone = MEANINGFUL
             self._messages = Messages(None, group, self._require, None)
@@ -122,12 +125,13 @@ class Verbs:
         record = self._begin("all_reduce", tensor, op)
         if not tensor.numel():
             return self._runner.nothing(record, async_op)
-        carrier = self._reductions.carrier("all_reduce", op, tensor.dtype)
+        plan = self.plans.find("all_reduce", tensor.nbytes)
+        carrier = self._reductions.carrier("all_reduce", op, tensor.dtype) if plan is None else None
         if carrier is not None:
-            if not carrier.hops:
+            if not carrier.hops and not self.plans.of("all_reduce"):
                 self._direct.add(pair)
             return self._runner.native(record, partial(self._reductions.start, carrier, tensor), async_op)
-        return self._runner.compose(record, partial(self._reductions.compose, tensor, op), async_op)
+        return self._runner.compose(record, partial(self._reductions.compose, tensor, op, None, plan), async_op)
 
     def all_reduced(self, tensor: Tensor, op: str) -> Tensor | None:
         """Return the reduction of `tensor`, which does not require grad, as a new one; None if it is done in place."""
@@ -166,10 +170,12 @@ class Verbs:
         record, args, uneven = self._begin(verb, input), (as_bytes(output), as_bytes(input)), () if is_even else sizes
         if not output.numel():
             return self._runner.nothing(record, async_op, uneven)
-        if is_even and verb in self._own:
-            self._gathered.add(input.dtype)
+        plan = self.plans.find(verb, output.nbytes)
+        if is_even and verb in self._own and plan is None:
+            if not self.plans.of(verb):
+                self._gathered.add(input.dtype)
             return self._runner.hand_on(record, self._on.communicator.all_gather, args, async_op)
-        return self._move(record, (*args, scaled(sizes, output)), async_op, uneven)
+        return self._move(record, (*args, scaled(sizes, output)), async_op, uneven, plan)
 
     def reduce_scatter(
         self,
@@ -193,12 +199,13 @@ class Verbs:
         record, uneven = self._begin(verb, input, op), () if is_even else sizes
         if not input.numel():
             return self._runner.nothing(record, async_op, uneven)
-        carrier = self._reductions.carrier(verb, op, input.dtype) if is_even else None
+        plan = self.plans.find(verb, input.nbytes)
+        carrier = self._reductions.carrier(verb, op, input.dtype) if is_even and plan is None else None
         if carrier is not None:
             return self._runner.native(
                 record, partial(self._reductions.start_scatter, carrier, output, input), async_op
             )
-        run = partial(self._reductions.compose_scatter, output, input, op, sizes)
+        run = partial(self._reductions.compose_scatter, output, input, op, sizes, plan)
         return self._runner.compose(record, run, async_op, uneven)
 
     def all_to_all(
@@ -235,9 +242,10 @@ class Verbs:
         takes_any = verb not in self._on.communicator.even
         if is_even and not input.numel() and not takes_any:
             return self._runner.nothing(record, async_op)
-        if verb in self._own and (is_even or takes_any):
+        plan = self.plans.find(verb, 0)
+        if verb in self._own and (is_even or takes_any) and plan is None:
             return self._runner.hand_on(record, self._on.communicator.all_to_all, args, async_op, sizes)
-        return self._move(record, args, async_op, sizes)
+        return self._move(record, args, async_op, sizes, plan)
 
     def broadcast(self, tensor: Tensor, src: int, *, async_op: bool = False, within: str = "") -> Pending:
         """Replace `tensor` by that of rank `src`; `within` says of what other verb that is a part, for errors."""
@@ -249,9 +257,10 @@ class Verbs:
         data, record = as_bytes(tensor), self._begin(within or verb, tensor, "", src)
         if not tensor.numel():
             return self._runner.nothing(record, async_op)
-        if verb in self._own:
+        plan = self.plans.find(verb, tensor.nbytes, src)
+        if verb in self._own and plan is None:
             return self._runner.hand_on(record, self._on.communicator.broadcast, (data, src), async_op)
-        return self._runner.compose(record, partial(self._lowered[verb].run, self._on, data, src), async_op)
+        return self._move(record, (data, src), async_op, (), plan or self._lowered[verb])
 
     def reduce(self, tensor: Tensor, dst: int, op: str = "sum", *, async_op: bool = False) -> Pending:
         """Replace `tensor` on rank `dst` by the reduction over all ranks; elsewhere it is left as it is."""
@@ -264,10 +273,11 @@ class Verbs:
         record = self._begin(verb, tensor, op, dst)
         if not tensor.numel():
             return self._runner.nothing(record, async_op)
-        carrier = self._reductions.carrier(verb, op, tensor.dtype)
+        plan = self.plans.find(verb, tensor.nbytes, dst)
+        carrier = self._reductions.carrier(verb, op, tensor.dtype) if plan is None else None
         if carrier is not None:
             return self._runner.native(record, partial(self._reductions.start, carrier, tensor, dst), async_op)
-        return self._runner.compose(record, partial(self._reductions.compose, tensor, op, dst), async_op)
+        return self._runner.compose(record, partial(self._reductions.compose, tensor, op, dst, plan), async_op)
 
     def gather(
         self,
@@ -390,20 +400,23 @@ class Verbs:
     @property
     def ways(self) -> dict[str, str]:
         """How each verb goes, in words: as the communicator says, or composed from which of its own."""
-        if self._communicator is None:
-            return {}
-        told = self._communicator.ways
-        return {
-            verb: told.get(verb, "the communicator's own")
-            if verb in self._own
-            else f"composed of {' and '.join(sorted(way.needs))}"
-            for verb, way in self._lowered.items()
-        }
+        return {} if self._communicator is None else ways(self._communicator, self._lowered, self.plans)
 
     @property
     def native(self) -> Any:
         """Torch's own backend that carries the group; None where there is none."""
         return None if self._communicator is None else self._communicator.native
+
+    @property
+    def has_exchange(self) -> bool:
+        """Whether the communicator has messages from rank to rank, of which schedules are made."""
+        return "exchange" in self._own
+
+    def go_by(self, planned: Planned | None) -> None:
+        """Let a verb go by a schedule, or all verbs by none that was given; at the same call on all ranks."""
+        self.plans.give(planned)
+        self._direct.clear()
+        self._gathered.clear()
 
     def survivors(self) -> tuple[tuple[int, ...], Store]:
         """Return the ranks of the group that are still there after an error, and a store that they share."""
@@ -456,6 +469,8 @@ class Verbs:
     def _begin(self, verb: str, tensor: Tensor, op: str = "", root: int = -1) -> Record:
         return self.flight.begin(verb, tensor.dtype, tensor.numel(), op, root)
 
-    def _move(self, record: Record, args: tuple[object, ...], async_op: bool, sizes: Sequence[int] = ()) -> Pending:
-        """Compose a verb that only moves data."""
-        return self._runner.compose(record, partial(self._lowered[record[VERB]].run, self._on, *args), async_op, sizes)
+    def _move(self, record: Record, args: tuple[object, ...], async_op: bool, sizes: Sequence[int] = (),
+              plan: Lowering | None = None) -> Pending:  # fmt: skip
+        """Compose a verb that only moves data, by `plan` if there is one."""
+        lowering = plan or self._lowered[record[VERB]]
+        return self._runner.compose(record, partial(lowering.run, self._on, *args), async_op, sizes)

@@ -16,6 +16,7 @@ from devices._capture import is_capturing
 from devices._store import Store
 from devices.algorithms.arithmetic import COMBINE
 from devices.algorithms.lines import caller
+from devices.algorithms.pipeline import Piece, run
 from devices.algorithms.started import DONE
 from devices.domains.alarm import Alarm
 from devices.domains.bridge import Bridge
@@ -23,7 +24,6 @@ from devices.domains.ended import Ended
 from devices.domains.inside import Inside, cut
 from devices.domains.members import Domains, crossings, overlaps
 from devices.domains.messages import DomainsMessages, Watched
-from devices.domains.pipeline import Piece, run
 from devices.domains.recovery import Recovery, is_recovered
 from devices.domains.shares import Shares
 from devices.domains.swapped import Swap

@@ -21,6 +21,7 @@ from devices.domains.joined import Fabrics, Joining
 from devices.domains.members import Domains
 from devices.domains.natively import Natively
 from devices.domains.opening import GRACE
+from devices.domains.planned import planned
 from devices.domains.predicted import told
 from devices.domains.recovery import beside_a_world
 from devices.domains.shares import Shares
@@ -185,7 +186,9 @@ def _open_several(
         note = f"{who}; inside of {where} {here}, between the domains host memory: {host.note}"
         note = "; ".join(filter(None, [note, why, told(domains, shares, ranks)]))
         gone = Ended(group, dead, host.has_left if isinstance(host, SharedMemoryCommunicator) else None)
-        return DomainsCommunicator(group, domains, shares, inside, between, reductions, note, gone)
+        opened = DomainsCommunicator(group, domains, shares, inside, between, reductions, note, gone)
+        opened.planned = planned(group, domains, shares.bandwidths)
+        return opened
     except BaseException:
         if native is not None:
             # A vendor's group that is not aborted waits for its peers as it closes.

@@ -12,6 +12,7 @@ from devices.domains import bandwidth
 from devices.domains.communicator import DomainsCommunicator
 from devices.domains.inside import Inside
 from devices.domains.members import Domains
+from devices.domains.planned import planned
 from devices.domains.predicted import told
 from devices.domains.recovery import Recovery, is_recovered
 from devices.domains.shares import Shares
@@ -80,7 +81,9 @@ def open_domains(
     )
     members = domains.members[domains.of_rank(group.rank)]
     own = Inside(carried, members.index(group.rank), len(members))
-    return DomainsCommunicator(group, domains, shares, own, between, reductions, note)
+    opened = DomainsCommunicator(group, domains, shares, own, between, reductions, note)
+    opened.planned = planned(group, domains, shares.bandwidths)
+    return opened
 
 
 def _recoverable(group: Group, between: Communicator) -> Communicator:

@@ -9,7 +9,7 @@ from typing import final
 
 import torch
 
-from devices._backend import Communicator, Group, Message, Pending, PendingFrom
+from devices._backend import Asked, Communicator, Group, Message, Pending, PendingFrom
 from devices.algorithms.arithmetic import LOCAL
 from devices.algorithms.choose import choose
 from devices.algorithms.executor import COLLECTIVE_TAG
@@ -126,6 +126,11 @@ class FabricCommunicator(Communicator):
     def barrier(self) -> Pending:
         mark = self._mark("barrier", None)
         return self._start(mark, through_root.barrier(self._call(mark)))
+
+    def run_schedule(self, schedule: Schedule, chunks: Layout, call: Asked) -> Pending:
+        """Run this rank's program of a schedule that a verb goes by: receivers read where the data lies."""
+        mark = self._mark(call.verb, chunks.like, size=call.size, op=call.op, root=call.root)
+        return self._run(mark, chunks, schedule, call.op)
 
     # Messages.
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 import devices
 from devices import _registry
+from devices.algorithms import ring
 from devices.algorithms.verbs import Verbs
 from devices.errors import ArgumentError, UnsupportedError
 from devices.testing import run
@@ -98,6 +99,8 @@ def every_verb(world: devices.World) -> None:
     assert devices.all_to_all(mine).equal(torch.cat([everyone[other].chunk(3)[rank] for other in range(3)]))
     with pytest.raises(UnsupportedError, match="no point-to-point"):
         devices.send(mine, dst=(rank + 1) % 3)
+    with pytest.raises(UnsupportedError, match="no messages from rank to rank, of which a schedule is made"):
+        devices.use_schedule(ring.all_reduce(3))
     assert {"_allgather_base", "allreduce", "_reduce_scatter_base", "alltoall_base"} <= set(group_of(world).called)
 
 

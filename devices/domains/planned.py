@@ -1,0 +1,91 @@
+"""Schedules that a group of several domains makes for itself, where its links are known and one is clearly faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from devices._backend import Group
+from devices.algorithms.planned import Planned, least_slice
+from devices.algorithms.schedule import Schedule
+from devices.domains.members import Domains
+from devices.domains.predicted import seconds
+from devices.topology.bounds import bound
+from devices.topology.graph import Link, Node, Topology, both
+from devices.topology.synthesis import Plan, synthesize
+
+VERBS = ("all_reduce", "all_gather", "reduce_scatter")
+"""What a broadcast takes from domain to domain no schedule betters where all reach all at their links' own rates."""
+
+MOST = 32
+"""For groups of more ranks none is looked for: to open one is to take no longer for it."""
+
+FASTER = 1.15
+"""So much faster a schedule must be than the verb's own way."""
+
+LEAST = 4 << 20
+"""And for data of fewer bytes none is."""
+
+MEMORY = 1.5e9
+"""The bytes a second that messages of a rank go by inside a domain: an assumption, low for shared memory."""
+
+
+def planned(group: Group, domains: Domains, bandwidths: Sequence[float] | None) -> tuple[Planned, ...]:
+    """Return schedules for the verbs that they make clearly faster, the same on every rank; every member calls this.
+
+    Args:
+        group: the members.
+        domains: who is where.
+        bandwidths: what each rank's way to other domains carries, by rank of the group; None if that is not known.
+    """
+    # Between two domains the verbs' own ways fill the links.
+    if bandwidths is None or len(domains.members) < 3 or group.size > MOST:
+        return ()
+    if group.rank == 0:
+        # One rank makes them, for all must have the same.
+        group.store.set("planned", [[plan.schedule.to_json(), *said] for plan, *said in _worth(domains, bandwidths)])
+    return tuple(
+        Planned(
+            Schedule.from_json(text),
+            group.rank,
+            least,
+            f"predicted {times:.2f} times as fast over these links as what goes without",
+        )
+        for text, least, times in group.hear("planned", 0)
+    )
+
+
+def _worth(domains: Domains, bandwidths: Sequence[float]) -> list[tuple[Plan, int, float]]:
+    """Return plans that are clearly faster than the verbs' own ways, from how many bytes on, and how much."""
+    # The chunks of a schedule are as many as the bandwidths are crooked.
+    rounded = [float(f"{bandwidth:.2g}") for bandwidth in bandwidths]
+    topology, found = topology_of(domains, rounded), []
+    own = seconds(1, domains, rounded)
+    for verb in VERBS:
+        if bound(topology, verb).seconds_per_byte * FASTER >= own[verb]:
+            continue
+        plan = synthesize(topology, verb)
+        times = own[verb] / float(plan.seconds_per_byte)
+        if times >= FASTER:
+            # All slices but the first are a step behind another: as many as make up for the steps that the first waits.
+            steps = max(len(plan.schedule.program(rank)) for rank in range(plan.schedule.size))
+            least = max(LEAST, int(2 * steps * least_slice(plan.schedule) / (times / FASTER**0.5 - 1)))
+            found.append((plan, least, times))
+    return found
+
+
+def topology_of(domains: Domains, bandwidths: Sequence[float]) -> Topology:
+    """Return the graph of a group's ranks: those of a domain on one switch, and each with a link to what is between.
+
+    Args:
+        domains: who is where.
+        bandwidths: of each rank's link, in each direction.
+    """
+    ranks = range(len(bandwidths))
+    nodes = [Node(f"rank:{rank}") for rank in ranks]
+    nodes += [Node(f"memory:{at}", "switch") for at in range(len(domains.members))]
+    nodes.append(Node("network", "switch"))
+    links = [each for rank in ranks for each in both(Link(f"rank:{rank}", "network", "", bandwidths[rank]))]
+    for at, members in enumerate(domains.members):
+        for rank in members:
+            links += both(Link(f"rank:{rank}", f"memory:{at}", "memory", MEMORY))
+    return Topology(nodes, links)
