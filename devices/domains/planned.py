@@ -42,7 +42,7 @@ def planned(group: Group, domains: Domains, bandwidths: Sequence[float] | None) 
         return ()
     if group.rank == 0:
         # One rank makes them, for all must have the same.
-        group.store.set("planned", [[plan.schedule.to_json(), *said] for plan, *said in _worth(domains, bandwidths)])
+        group.store.set("planned", [[plan.schedule.to_json(), *said] for plan, *said in worth(domains, bandwidths)])
     return tuple(
         Planned(
             Schedule.from_json(text),
@@ -54,7 +54,7 @@ def planned(group: Group, domains: Domains, bandwidths: Sequence[float] | None) 
     )
 
 
-def _worth(domains: Domains, bandwidths: Sequence[float]) -> list[tuple[Plan, int, float]]:
+def worth(domains: Domains, bandwidths: Sequence[float]) -> list[tuple[Plan, int, float]]:
     """Return plans that are clearly faster than the verbs' own ways, from how many bytes on, and how much."""
     # The chunks of a schedule are as many as the bandwidths are crooked.
     rounded = [float(f"{bandwidth:.2g}") for bandwidth in bandwidths]

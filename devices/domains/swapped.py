@@ -9,9 +9,9 @@ from typing import NamedTuple, final
 
 import torch
 
+from devices.algorithms.pipeline import Piece
 from devices.domains.bridge import Bridge
 from devices.domains.members import Domains
-from devices.domains.pipeline import Piece
 from devices.domains.shares import Shares
 
 Tensor = torch.Tensor

@@ -17,6 +17,7 @@ from devices import errors
 from devices.algorithms.verbs import Verbs
 from devices.c10d.lanes import lanes_of
 from devices.fabric.host import meeting
+from devices.topology import synthesize, torus
 
 
 def world(domains: Sequence[int], links: Sequence[str] = ()) -> devices.World:
@@ -316,3 +317,52 @@ class Interruptedly(BaseException):
 
 def _interrupted(*_: object) -> None:
     raise Interruptedly("enough of it")
+
+
+def by_schedules(domains: Sequence[int], links: Sequence[str]) -> tuple[str, str]:
+    """Let the group go by schedules that it makes, then by ones that it is given; return what is said of both."""
+    with world(domains, links) as w:
+        me, n = w.rank, w.size
+        made = devices.explain(dist.group.WORLD)
+        same_sums(me, n)
+        for verb in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "reduce"):
+            devices.use_schedule(synthesize(torus((n,), 1e9), verb))
+        same_sums(me, n)
+        return made, devices.explain(dist.group.WORLD)
+
+
+def same_sums(me: int, n: int) -> None:
+    # What is gathered and scattered of the last is more than the 4 MiB from which on a group makes schedules.
+    for size in (0, 1, 220_003):
+        xs = [of(rank, size) for rank in range(n)]
+        blocks = [of(rank, size * n) for rank in range(n)]
+        same(devices.all_reduce(xs[me]), torch.stack(xs).sum(0))
+        same(devices.all_gather(xs[me].view(-1, 1)), torch.cat(xs).view(-1, 1))
+        same(devices.reduce_scatter(blocks[me]), torch.stack(blocks).sum(0).chunk(n)[me])
+        same(devices.all_to_all(blocks[me]), torch.cat([block.chunk(n)[me] for block in blocks]))
+        same(devices.broadcast(xs[me], src=0), xs[0])
+        same(devices.broadcast(xs[me], src=1), xs[1])
+        reduced = devices.reduce(xs[me], dst=0)
+        assert (reduced is None) is (me > 0)
+        if reduced is not None:
+            same(reduced, torch.stack(xs).sum(0))
+    torch.manual_seed(me)
+    bits = devices.all_reduce(torch.randn(220_003) * 10.0**me).view(torch.int32).double().sum()
+    assert len(set(devices.all_gather(bits).tolist())) == 1
+
+
+def dies_in_a_schedule(domains: Sequence[int], links: Sequence[str]) -> tuple[str, float]:
+    """Let rank 1 die while the others go by a schedule; return what this rank is told, and after how long."""
+    with world(domains, links) as w:
+        x = torch.ones(1_000_003)
+        whole = devices.all_gather(x)
+        if w.rank == 1:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+        start = time.monotonic()
+        try:
+            while time.monotonic() < start + 60:
+                devices.all_gather(x, out=whole)
+        except errors.CollectiveError as error:
+            return str(error), time.monotonic() - start
+        raise AssertionError("no error")
