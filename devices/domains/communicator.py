@@ -361,7 +361,10 @@ class DomainsCommunicator(Communicator):
 
     def survivors(self) -> tuple[tuple[int, ...], Store]:
         if not self._is_recovered:
-            raise UnsupportedError(f"{self._group}: of the groups of several domains only the world is recovered")
+            raise UnsupportedError(
+                f"{self._group}: of the groups of several domains only a world of processes is recovered; start the "
+                "ranks again, from a checkpoint (torchrun --max-restarts does)"
+            )
         # Those of other groups wait for who has died too.
         open_here.abort_all()
         if self._recovery is not None:

@@ -59,7 +59,7 @@ def meet(group: Group, backend: Backend) -> Mixed | None:
     if faults := [
         f"rank {rank} ({said['backend']}): {said['fault']}" for rank, said in enumerate(told) if "fault" in said
     ]:
-        raise WorldError(f"{group}: the world of several backends cannot open: {'; '.join(faults)}")
+        raise WorldError(f"{group}: the world cannot open: {'; '.join(faults)}")
     cards, processes = [Card.from_json(said["card"]) for said in told], [said["process"] for said in told]
     if Vendors(cards).opens_natively(range(group.size)):
         return None
@@ -105,7 +105,7 @@ def _is_limited(backend: Backend, device: Device) -> bool:
         return can.group_sizes is not None or can.symmetric or backend.bound(device) is not None
     except Exception:
         # Whoever opens the group asks the same again, and says what is wrong with the answer.
-        return True
+        return False
 
 
 def _check_versions(group: Group, told: Sequence[dict[str, Any]]) -> None:

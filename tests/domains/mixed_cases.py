@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,11 +77,27 @@ def check_verbs(w: devices.World, size: int) -> None:
 
 
 def every_verb(backends: list[str], hosts: str) -> dict[str, Any]:
+    served = count_of_stores()
     with opened(backends, hosts) as w:
         # The blocks of the last one are in several pieces.
         for size in (1, 5, 70_001):
             check_verbs(w, size)
-        return {"explained": devices.explain(), "bits": bits(w), **lacking(w)}
+        return {"explained": devices.explain(), "bits": bits(w), "stores": len(served), **lacking(w)}
+
+
+def count_of_stores() -> list[str]:
+    """Return what gets longer with each store that this rank serves for a recovery."""
+    from devices.domains import recovery
+
+    served: list[str] = []
+    serve = recovery._serve
+
+    def count_and_serve(address: str, timeout: Any) -> Any:
+        served.append(address)
+        return serve(address, timeout)
+
+    recovery._serve = count_and_serve
+    return served
 
 
 def bits(w: devices.World) -> list[bytes]:
@@ -261,21 +278,24 @@ def groups_of(backends: list[str]) -> dict[str, str]:
         return groups(w, backends)
 
 
-def recovers(backends: list[str], dying: list[int], is_noticed: bool = True) -> list[str]:
-    """Let ranks of the first world die, one after another; return what carries each of the worlds.
+def recovers(backends: list[str], dying: list[int], hosts: str = "") -> list[str]:
+    """Let ranks of the first world die, one after another, the first in a verb; return what carries each of the worlds.
 
     A vendor's own world does not notice who dies: it recovers because the program asks for it.
     """
-    w = opened(backends)
+    w = opened(backends, hosts)
     first = w.rank
     notes = [devices.explain()]
     check_verbs(w, 5)
     for each in dying:
         devices.barrier()
-        if first == each:
+        is_composed = ") and " in notes[-1]
+        if first == each and not (is_composed and each == dying[0]):
             os.kill(os.getpid(), signal.SIGKILL)
-        if is_noticed:
-            error = said(devices.barrier)
+        if first == each:
+            _die_after_agreeing(w)
+        if is_composed:
+            error = said(partial(devices.all_reduce, torch.ones(8, device=w.device)))
             assert error.startswith("CollectiveError: "), error
         w = w.recover()
         check_verbs(w, 5)

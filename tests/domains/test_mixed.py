@@ -52,6 +52,8 @@ def test_every_verb_computes_what_plain_torch_does_over_vendors(
 ) -> None:
     found = returned(on(cases.every_verb, backends, hosts, DEVICES_FABRIC=fabric))
     assert len({bits for each in found for bits in each["bits"]}) == 1, "the same bits on all ranks and each time"
+    by_memory = not (hosts or fabric or why_not_here())
+    assert [each["stores"] for each in found] == [0 if by_memory else 1] * len(backends), "for the world, and no domain"
     for each in found:
         domains = "cpu on island-0 (rank 0) and cpu on island-1 (rank 1)" if hosts else "cpu"
         assert domains in each["explained"]
@@ -153,15 +155,12 @@ def test_groups_of_a_vendor_that_is_several_domains_are_right(on: Callable[..., 
 
 
 @pytest.mark.skipif(bool(why_not_here()), reason=f"needs shared memory: {why_not_here()}")
-def test_ranks_of_a_vendor_that_are_all_left_are_a_domain_again_and_else_each_for_itself(
-    on: Callable[..., Outcomes],
-) -> None:
-    ended = on(cases.recovers, HALVES, [0, 3])
-    assert [state for state, _ in ended] == ["died", "returned", "returned", "died"], ended
-    for rank in (1, 2):
-        _, second, third = ended[rank][1]
-        assert "(rank 0) and neuron (ranks 1, 2); inside of" in second
-        assert "(rank 0) and neuron (rank 1); between them host memory" in third
+def test_ranks_of_a_vendor_that_are_all_left_have_its_group_again(on: Callable[..., Outcomes]) -> None:
+    ended = on(cases.recovers, HALVES, [0, 1], "0101")
+    assert [state for state, _ in ended] == ["died", "died", "returned", "returned"], ended
+    for _, (_, second, third) in ended[2:]:
+        assert "cpu on island-1 (rank 0) and neuron (ranks 1, 2); inside of neuron torch's process group" in second
+        assert "; torch's process group 'neuron'; messages" in third
 
 
 @pytest.mark.skipif(bool(why_not_here()), reason=f"needs shared memory: {why_not_here()}")
@@ -178,7 +177,7 @@ def test_ranks_whose_vendors_runtime_has_lost_one_go_on_each_for_itself(
     on: Callable[..., Outcomes], backends: list[str], dying: list[int], last: str
 ) -> None:
     is_native = len(backends) == 4 and "cpu" not in backends
-    ended = on(cases.recovers, backends, dying, not is_native)
+    ended = on(cases.recovers, backends, dying)
     for rank, (state, notes) in enumerate(ended):
         assert state == ("died" if rank in dying else "returned"), notes
         if rank not in dying:
