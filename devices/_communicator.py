@@ -99,6 +99,8 @@ class Communicator:
         reductions: what its own reductions take, where that is not what the device's `Capabilities` declare.
         note: what carries the group, in words, for `devices.explain()`.
         ways: how it does its own verbs, in words, by the verb's name, for `devices.explain(group)`.
+        predicted: how long its verbs are predicted to take, or which figure is missing for that, in words, for
+            `devices.explain(group)`; "" where nothing is said.
         reduce_spares: whether its `reduce` leaves the tensors of all ranks but `dst` as they are.
         anew: up to so many bytes `all_reduced` costs less than a copy and an `all_reduce` in place; -1 if never.
         planned: schedules, the same on all ranks, that it has made for verbs of its group as it was opened.
@@ -113,6 +115,7 @@ class Communicator:
     reductions: Mapping[str, frozenset[torch.dtype]] | None = None
     note: str = ""
     ways: Mapping[str, str] = MappingProxyType({})
+    predicted: str = ""
     anew: int = -1
     planned: Sequence[Any] = ()
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import torch.distributed as dist
 
-from devices.c10d.lanes import lanes_of
+from devices.c10d.lanes import Lanes, lanes_of
 from devices.calls.groups import GroupLike, own_verbs, process_group
+from devices.domains.predicted import of_topology, on_this_host
+from devices.fabric.host.communicator import SharedMemoryCommunicator
+from devices.roster.answers import topology_of
+
+_NOT_OURS = "not predicted: the group is torch's own; devices.topology.predict predicts for a target of the catalogue"
 
 
 def explain_group(group: GroupLike) -> str:
@@ -18,5 +23,16 @@ def explain_group(group: GroupLike) -> str:
     lines = [f"group {found.group_name!r} of ranks {ranks}: {note or 'nothing carries a group of one'}"]
     if lanes is not None and lanes.mixed is not None:
         lines += [f"  {said}" for said in lanes.mixed.vendors.lacks_by_ranks(members)]
-    lines += [f"  {verb}: {way}" for verb, way in own_verbs(group).ways.items()]
+    verbs = own_verbs(group)
+    lines += [f"  {verb}: {way}" for verb, way in verbs.ways.items()]
+    if len(members) > 1:
+        lines.append(f"  {verbs.predicted or (_predicted(lanes, len(members)) if lanes is not None else _NOT_OURS)}")
     return "\n".join(lines)
+
+
+def _predicted(lanes: Lanes, ranks: int) -> str:
+    """Return how long verbs take in a group of which its communicator says nothing of that."""
+    backend = lanes.choice.backend
+    if lanes.opened[lanes.group.device.type].are_by(SharedMemoryCommunicator):
+        return on_this_host(ranks)
+    return of_topology(topology_of(backend), backend.name, ranks)

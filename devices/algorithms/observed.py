@@ -83,6 +83,10 @@ class ObservedVerbs:
         return self._verbs.ways
 
     @property
+    def predicted(self) -> str:
+        return self._verbs.predicted
+
+    @property
     def native(self) -> Any:
         return self._verbs.native
 

@@ -397,6 +397,15 @@ class Verbs:
         """What carries the group, in words."""
         return "" if self._communicator is None else self._communicator.note
 
+    def are_by(self, kind: type[Communicator]) -> bool:
+        """Return whether a communicator of that class carries them."""
+        return isinstance(self._communicator, kind)
+
+    @property
+    def predicted(self) -> str:
+        """How long its verbs are predicted to take, in words, as far as the communicator says it."""
+        return "" if self._communicator is None else self._communicator.predicted
+
     @property
     def ways(self) -> dict[str, str]:
         """How each verb goes, in words: as the communicator says, or composed from which of its own."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
 from devices._backend import Capabilities, Communicator, Group
 from devices._interop import Assumed, Interop, Port, Shared
 from devices.algorithms.verbs import Verbs
+from devices.domains.predicted import by_fabric
 from devices.domains.vendors import Vendors
 from devices.errors import PluginError
 from devices.fabric.communicator import REDUCTIONS
@@ -29,6 +30,13 @@ class Fabrics:
     interops: Mapping[str, Interop] = field(default_factory=dict)
     ports: Mapping[str, Port] = field(default_factory=dict)
     releases: Mapping[str, str] = field(default_factory=dict)
+
+    def predicted(self, vendors: Vendors, ranks: Sequence[int]) -> str:
+        """Return what a fabric that all of some ranks are on predicts of a group of them, in words; "" if none is."""
+        for name, interop in self.interops.items():
+            if vendors.are_on(name, ranks):
+                return by_fabric(interop, vendors.sides(name, ranks), self.ports[name].assumed)
+        return ""
 
 
 @final
@@ -58,6 +66,11 @@ class Joining:
             raise PluginError(f"{self._group}: fabric {self._name!r} returned {shown(found)}, which is no memory")
         self._shared = found
         return ""
+
+    @property
+    def predicted(self) -> str:
+        """How long verbs take, as the fabric predicts it, in words."""
+        return by_fabric(self._interop, self._vendors.sides(self._name, self._group.ranks), self._assumed)
 
     def leave(self) -> None:
         """Give back the memory, of which others say that they do not reach it."""

@@ -22,7 +22,7 @@ from devices.domains.members import Domains
 from devices.domains.natively import Natively
 from devices.domains.opening import GRACE
 from devices.domains.planned import planned
-from devices.domains.predicted import told
+from devices.domains.predicted import between_domains, told
 from devices.domains.recovery import beside_a_world
 from devices.domains.shares import Shares
 from devices.domains.vendors import Vendors
@@ -70,7 +70,11 @@ def open_mixed(
         _check_bridge(group, vendors)
         why = "; ".join(filter(None, [vendors.divided(ranks, apart), *apart.values(), *vendors.between(ranks)]))
         open_own = open_native if joining is None else joining.open
-        return _open_several(group, vendors, domains, why, links, open_own, dead)
+        communicator = _open_several(group, vendors, domains, why, links, open_own, dead)
+        if not apart:
+            # What is between domains of a fabric is that fabric's to say.
+            communicator.predicted = fabrics.predicted(vendors, ranks) or communicator.predicted
+        return communicator
     finally:
         if joining is not None:
             joining.leave()
@@ -131,6 +135,7 @@ def _open_one(group: Group, domains: Domains, joining: Joining) -> Communicator:
             communicator.close()
         raise
     assert communicator is not None, "all have opened it"
+    communicator.predicted = communicator.predicted or joining.predicted
     communicator.note = f"{domains.shown(group.ranks)}; {communicator.note or type(communicator).__name__}"
     return communicator
 
@@ -175,6 +180,7 @@ def _open_several(
             between.note = "; ".join(filter(None, [said, why]))
             # What the host reduces is what is reduced; the same on all ranks.
             between.reductions = {op: dtypes & vendors.common(ranks, dtypes) for op, dtypes in _native(host).items()}
+            between.predicted = between_domains(domains, links if isinstance(links, list) else None)
             return between
         carried = None if native is None or len(members) == 1 else Natively(native)
         inside = Inside(carried, place, len(members), between, compares_all=compares(host))
@@ -188,6 +194,9 @@ def _open_several(
         gone = Ended(group, dead, host.has_left if isinstance(host, SharedMemoryCommunicator) else None)
         opened = DomainsCommunicator(group, domains, shares, inside, between, reductions, note, gone)
         opened.planned = planned(group, domains, shares.bandwidths)
+        opened.predicted = between_domains(
+            domains, shares.bandwidths, planned=[each.schedule.verb for each in opened.planned]
+        )
         return opened
     except BaseException:
         if native is not None:

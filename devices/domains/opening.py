@@ -13,7 +13,7 @@ from devices.domains.communicator import DomainsCommunicator
 from devices.domains.inside import Inside
 from devices.domains.members import Domains
 from devices.domains.planned import planned
-from devices.domains.predicted import told
+from devices.domains.predicted import OVER_GLOO, between_domains, told
 from devices.domains.recovery import Recovery, is_recovered
 from devices.domains.shares import Shares
 from devices.fabric.communicator import REDUCTIONS
@@ -56,7 +56,7 @@ def open_domains(
     links = bandwidth.agreed([link for _, _, link in said], group)
     between = open_between(group)
     if len(domains.members) in (1, group.size):
-        return _recoverable(group, between)
+        return _recoverable(group, _alone(between, domains, links))
     inside = _open_own(group, domains, open_inside)
     if refused := _refused(group, domains, inside if isinstance(inside, str) else ""):
         apart = {rank: f"rank {rank}" for at in refused for rank in domains.members[at]}
@@ -64,7 +64,7 @@ def open_domains(
     why = "".join(f"; each rank of {name} is for itself, for {reason}" for name, reason in refused.values())
     if len(domains.members) == group.size:
         between.note += why
-        return _recoverable(group, between)
+        return _recoverable(group, _alone(between, domains, links))
     if isinstance(links, str):
         links = bandwidth.measured(group, domains, between)
     shares = Shares(domains, links)
@@ -83,7 +83,17 @@ def open_domains(
     own = Inside(carried, members.index(group.rank), len(members))
     opened = DomainsCommunicator(group, domains, shares, own, between, reductions, note)
     opened.planned = planned(group, domains, shares.bandwidths)
+    opened.predicted = between_domains(
+        domains, shares.bandwidths, planned=[each.schedule.verb for each in opened.planned]
+    )
     return opened
+
+
+def _alone(between: Communicator, domains: Domains, links: list[float] | str | None) -> Communicator:
+    """Let messages between ranks that each are for themselves say how long verbs take, where torch's own are those."""
+    if isinstance(between, ProcessGroupCommunicator) and len(domains.members) > 1:
+        between.predicted = between_domains(domains, links if isinstance(links, list) else None, OVER_GLOO)
+    return between
 
 
 def _recoverable(group: Group, between: Communicator) -> Communicator:

@@ -118,6 +118,13 @@ class Vendors:
                     found.append(Join(island.fabric, tuple(members), f"fabric {number} {at}"))
         return found
 
+    def are_on(self, fabric: str, ranks: Sequence[int]) -> bool:
+        """Return whether some ranks are all at one place of a fabric."""
+        return any(
+            island.fabric == fabric and all(any(rank in domain for domain in island.domains) for rank in ranks)
+            for island in self._islands
+        )
+
     def sides(self, fabric: str, ranks: Sequence[int]) -> list[Side]:
         """Return the kinds of some ranks that are on a fabric, by their places."""
         places: dict[str, list[int]] = {}

@@ -12,6 +12,7 @@ from devices._backend import Backend, Capabilities, Communicator, Device, Group,
 from devices._interop import Interop, Shared, Side
 from devices._staged import open_host
 from devices.domains import open_domains
+from devices.domains.predicted import by_fabric
 from devices.fabric.communicator import REDUCTIONS
 from devices.testing._mixed import Mixed
 from devices.testing._thread_backend import DTYPES
@@ -64,6 +65,12 @@ class MixedBackend(Backend):
         return self._interop
 
     def open(self, group: Group) -> Communicator:
+        found = self._open(group)
+        if (interop := self._mixed.interop) is not None:
+            found.predicted = by_fabric(interop, self._mixed.sides_of(group.ranks), self._mixed.assumed)
+        return found
+
+    def _open(self, group: Group) -> Communicator:
         mixed = self._mixed
         domains = mixed.domains_of(mixed.sides_of(group.ranks))
         if len(domains) == 1:

@@ -68,7 +68,7 @@ def every_verb(domains: Sequence[int], links: Sequence[str]) -> str:
             )
             messages(me, n, size)
             devices.barrier()
-        return devices.explain()
+        return f"{devices.explain()}\n{devices.explain(dist.group.WORLD)}"
 
 
 def messages(me: int, n: int, size: int) -> None:

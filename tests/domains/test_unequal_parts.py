@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from torch.distributed import HashStore
@@ -11,9 +14,12 @@ from devices._backend import Device, Group
 from devices._store import Store
 from devices.domains import bandwidth
 from devices.domains.members import Domains
-from devices.domains.predicted import seconds, told
+from devices.domains.predicted import OVER_GLOO, between_domains, of_topology, on_this_host, seconds, told
 from devices.domains.shares import Shares
 from devices.errors import ArgumentError
+from devices.topology import Calibration, of_target, predict
+from devices.topology.calibration import Knot, write_calibration
+from devices.topology.estimate import duration
 
 TWO_AND_TWO = Domains(((0, 1), (2, 3)), ("here", "there"))
 
@@ -45,6 +51,43 @@ def test_predicted_times_are_what_must_cross_over_what_the_links_carry() -> None
     assert found == pytest.approx(
         {"all_reduce": 0.8, "all_gather": 0.4, "reduce_scatter": 0.4, "broadcast": 0.8, "all_to_all": 0.8}
     )
+
+
+def test_times_between_domains_are_intervals_or_say_which_figure_is_missing() -> None:
+    said = between_domains(TWO_AND_TWO, [100e6, 25e6, 100e6, 25e6])
+    # 64 MiB at 125 MB/s take 0.5369 s at best.
+    assert said.startswith("predicted for 64 MiB: all_reduce 564 ms (510 ms to 1.07 s), all_gather ")
+    assert said.endswith("from what the ways between here and there carry (DEVICES_LINK_BANDWIDTH)")
+    planned = between_domains(TWO_AND_TWO, [1e8] * 4, planned=["all_reduce"])
+    assert planned.startswith("predicted for 64 MiB: all_gather "), "what goes by a schedule takes another time"
+    assert planned.endswith("; all_reduce is faster, by its schedule")
+    missing = between_domains(TWO_AND_TWO, None)
+    assert missing.startswith("not predicted: the bandwidth of each rank's way to here and there is not known; ")
+    assert missing.endswith("set DEVICES_LINK_BANDWIDTH on every rank to its bytes per second, or to measure")
+    assert between_domains(TWO_AND_TWO, None, OVER_GLOO).endswith("its bytes per second")
+
+
+def test_times_on_this_host_are_those_that_were_measured_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "calibration.json"
+    monkeypatch.setenv("DEVICES_CALIBRATION", str(file))
+    assert "there is no " in on_this_host(2)
+    assert "run `devices calibrate`" in on_this_host(2)
+    # 64 MiB in 16 ms (8 to 32) for each verb that is measured; and a tenth more either way.
+    verbs = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all")
+    curves = {verb: (Knot(64 << 20, 8e-3, 16e-3, 32e-3),) for verb in verbs}
+    here = Calibration(platform.node(), 2, "2026-11-30", "cpu", {2: curves}, 0.0)
+    write_calibration(here, file)
+    assert on_this_host(2).startswith("predicted for 64 MiB: all_reduce 16 ms (7.27 ms to 35.2 ms), all_gather 16 ms ")
+    assert "3 ranks of" in on_this_host(3)
+    write_calibration(replace(here, host="another"), file)
+    assert "was measured on another, and this is " in on_this_host(2)
+
+
+def test_times_of_devices_are_those_of_their_target_or_it_is_said_that_none_is_known() -> None:
+    known = of_topology(of_target("trn2.48xlarge", "neuron"), "neuron", 64)
+    expected = predict("all_reduce", 64 << 20, "trn2.48xlarge", 64).seconds
+    assert known.startswith(f"predicted for 64 MiB: all_reduce {expected.shown(duration)}, all_gather ")
+    assert "of which target of the catalogue the devices of backend 'chip' are" in of_topology(None, "chip", 4)
 
 
 def group() -> Group:

@@ -338,6 +338,9 @@ def test_processes_are_of_both_kinds_too(way: str) -> None:
             assert (joined if way == "one" else apart) in said
             assert ("with EFA of 200 Gbps a chip (speculative) between" in said) == (way == "two")
         assert "\n  not on ranks 2, 3 (rubin): " in group
+        assert "\n  predicted for 64 MiB, SPECULATIVE: all_reduce " in group
+        crosses = "384 MiB over NVLink" if way == "one" else "256 MiB over NVLink, 128 MiB over EFA"
+        assert f"as nvlink-fusion has it, an all_reduce sending {crosses}" in group
         assert ("backend='trainium4 (speculative)'" if rank < 2 else "backend='rubin'") in shown
         assert "and rubin (ranks 2, 3): rubin refuses it: uint16" in refused
 
@@ -360,6 +363,7 @@ def test_processes_that_the_fabric_does_not_join_have_a_bridge_and_what_cannot_o
             assert "trainium4 (speculative) (ranks 0, 1) and rubin (ranks 2, 3); inside of " in said
             assert "nvlink-fusion does not join ranks 0, 1 (trainium4 (speculative)) and 2, 3 (rubin): " in said
             assert "DEVICES_FABRIC=off" in said
+        assert "\n  not predicted: the bandwidth of each rank's way to " in told["off"]["group"]
         both = "ranks 0 (trainium4 (speculative)) and {} (rubin) are on nvlink-fusion "
         assert both.format(2) + "by two versions of its plugin: " in told["versions"]
         assert "of 2026 on rank 0 and rubin of 2027 on rank 2; install the same on all" in told["versions"]
