@@ -12,6 +12,7 @@ import torch.distributed as dist
 import devices
 import devices.testing
 from devices.algorithms import ring
+from devices.algorithms.schedule import Program, Schedule
 from devices.errors import ArgumentError, MismatchError
 from devices.topology import Topology, switch, synthesize
 
@@ -89,6 +90,7 @@ def test_one_rank_alone_takes_a_schedule_for_one() -> None:
 
 
 ALL_REDUCE = synthesize(LINKS, "all_reduce").schedule
+PROGRAMS: tuple[Program, ...] = ()
 # What comes replaces what is there, instead of being added to it.
 WRONG = ring.all_reduce(4).to_json().replace("true", "false")
 
@@ -103,6 +105,7 @@ WRONG = ring.all_reduce(4).to_json().replace("true", "false")
         (ring.all_reduce(4), WRONG, 0, "ranks 0 and 2 .* in the program of rank 0"),
         (ALL_REDUCE, "{}", 0, "on rank 2: this JSON is no schedule: KeyError"),
         (ALL_REDUCE, "no", 0, "on rank 2: this JSON is no schedule"),
+        (ALL_REDUCE, Schedule("all_reduce", 4, (), PROGRAMS.__getitem__), 0, "on rank 2: IndexError: tuple index"),
         (ALL_REDUCE, 7, 0, "on rank 2: use_schedule takes a Schedule, .* got int"),
         (ALL_REDUCE, ALL_REDUCE, 1, "in least: 0 on rank 0 and 1 on rank 2"),
         (ALL_REDUCE, ALL_REDUCE, -1, "on rank 2: least=-1; it is a number of bytes"),

@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 import devices
 import devices.testing
-from devices.errors import ArgumentError, BackendNotFoundError, MeshError, WorldError
+from devices.algorithms import ring
+from devices.errors import ArgumentError, BackendNotFoundError, MeshError, UnsupportedError, WorldError
 
 
 def test_without_a_launcher_the_world_is_of_one() -> None:
@@ -172,6 +173,9 @@ def _adopts(backend: str) -> tuple[str, float, bool]:
     with devices.init() as world:
         total = devices.all_reduce(torch.tensor(float(world.rank + 1))).item()
         told = devices.explain()
+        if backend == "gloo":
+            with pytest.raises(UnsupportedError, match="use_schedule: torch's own group carries"):
+                devices.use_schedule(ring.all_reduce(2))
     left_open = dist.is_initialized()
     dist.destroy_process_group()
     return told, total, left_open

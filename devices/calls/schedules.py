@@ -13,7 +13,8 @@ from devices.algorithms.observed import AnyVerbs
 from devices.algorithms.planned import VERBS, Planned
 from devices.algorithms.proof import checked, prove
 from devices.algorithms.schedule import Program, Schedule
-from devices.calls.groups import GroupLike, own_verbs
+from devices.c10d.lanes import lanes_of
+from devices.calls.groups import GroupLike, own_verbs, process_group
 from devices.errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def use_schedule(schedule: Schedule | Plan | str, group: GroupLike = None, *, le
 
     All ranks of the group call this, with the same. A schedule of a broadcast or a reduce is for the calls of its root;
     one for a verb that has one, of that root, takes its place. Calls of every dtype and op that the verb takes go by
-    it. It is proven to compute its verb, on one rank, before any goes by it.
+    it, on tensors of the group's own kind of device. One rank proves beforehand that it computes its verb.
 
     Args:
         schedule: what `devices.topology.synthesize` returns, its `schedule`, or the JSON of either; for one of
@@ -37,7 +38,7 @@ def use_schedule(schedule: Schedule | Plan | str, group: GroupLike = None, *, le
     Raises:
         ArgumentError: on every rank: it is for another number of ranks or no such verb, it does not compute it, or two
             ranks gave different ones.
-        UnsupportedError: torch's own backend carries the group, or its ranks cannot send to each other.
+        UnsupportedError: torch's own group or backend carries it, or its ranks cannot send to each other.
 
     >>> import devices, torch
     >>> from devices.topology import ring, synthesize
@@ -51,19 +52,19 @@ def use_schedule(schedule: Schedule | Plan | str, group: GroupLike = None, *, le
     verbs = _able(group)
     rank, size = verbs.group.rank, verbs.group.size
     found: Schedule | None = None
-    said: dict[str, Any] = {}
+    wrong: Exception | None = None
     try:
         found = _schedule_of(schedule, size)
         _check_least(found.verb, least)
         if rank == 0:
             prove(found)
         said = _said(found, least)
-    except ArgumentError as error:
-        said = {"error": str(error)}
-    told = _tell(verbs, said) if size > 1 else [said]
-    _compare(verbs, told)
-    assert found is not None, "a rank with an error is among those that are told"
-    if size > 1:
+    except Exception as error:
+        # Also what the generator of a schedule raises: the others wait to hear what this rank says.
+        kind = "" if isinstance(error, ArgumentError) else f"{type(error).__name__}: "
+        wrong, said = error, {"error": f"{kind}{error}"}
+    _compare(verbs, _tell(verbs, said) if size > 1 else [said], wrong)
+    if size > 1 and found is not None:
         verbs.go_by(Planned(found, rank, least, "that the program gave"))
 
 
@@ -83,12 +84,15 @@ def drop_schedules(group: GroupLike = None) -> None:
 def _able(group: GroupLike) -> AnyVerbs:
     """Return the verbs of a group that can go by schedules."""
     verbs = own_verbs(group)
-    if verbs.group.size > 1 and verbs.native is not None:
+    if verbs.group.size == 1:
+        return verbs
+    if verbs.native is not None or lanes_of(process_group(group)) is None:
+        carrier = "torch's own group" if verbs.native is None else f"torch's own backend {type(verbs.native).__name__}"
         raise UnsupportedError(
-            f"{verbs.group}: use_schedule: torch's own backend {type(verbs.native).__name__} carries this group, and "
-            "torch's verbs go straight to it, so that no schedule of ours could be theirs"
+            f"{verbs.group}: use_schedule: {carrier} carries torch's verbs here, which no schedule of ours reaches; "
+            "it takes a group of torch's backend 'devices', whose verbs are ours"
         )
-    if verbs.group.size > 1 and not verbs.has_exchange:
+    if not verbs.has_exchange:
         raise UnsupportedError(
             f"{verbs.group}: use_schedule: what carries this group has no messages from rank to rank, of which a "
             "schedule is made"
@@ -143,12 +147,12 @@ def _digest(value: object) -> str:
     return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
 
 
-def _compare(verbs: AnyVerbs, told: list[dict[str, Any]]) -> None:
-    """Raise the same on every rank if one has an error, or two differ."""
+def _compare(verbs: AnyVerbs, told: list[dict[str, Any]], wrong: Exception | None) -> None:
+    """Raise the same on every rank if one has an error, or two differ; `wrong` is this rank's own error."""
     ranks = verbs.group.ranks
     for rank, said in zip(ranks, told, strict=True):
         if "error" in said:
-            raise ArgumentError(f"{verbs.group}: use_schedule on rank {rank}: {said['error']}")
+            raise ArgumentError(f"{verbs.group}: use_schedule on rank {rank}: {said['error']}") from wrong
     first = told[0]
     for rank, said in zip(ranks, told, strict=True):
         for field, value in said.items():

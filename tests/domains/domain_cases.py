@@ -338,6 +338,8 @@ def same_sums(me: int, n: int) -> None:
         blocks = [of(rank, size * n) for rank in range(n)]
         same(devices.all_reduce(xs[me]), torch.stack(xs).sum(0))
         same(devices.all_gather(xs[me].view(-1, 1)), torch.cat(xs).view(-1, 1))
+        dist.all_gather(rows := [torch.empty(size) for _ in range(n)], xs[me])
+        same(torch.cat(rows), torch.cat(xs))
         same(devices.reduce_scatter(blocks[me]), torch.stack(blocks).sum(0).chunk(n)[me])
         same(devices.all_to_all(blocks[me]), torch.cat([block.chunk(n)[me] for block in blocks]))
         same(devices.broadcast(xs[me], src=0), xs[0])

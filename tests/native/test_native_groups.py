@@ -23,7 +23,8 @@ from shared_memory import HAS_SHARED_MEMORY
 from throwaway_plugins import Site
 
 import devices
-from devices.errors import CollectiveError, DevicesError, MismatchError, WorldError
+from devices.algorithms import ring
+from devices.errors import CollectiveError, DevicesError, MismatchError, UnsupportedError, WorldError
 
 pytestmark = pytest.mark.slow
 
@@ -121,6 +122,8 @@ def through_init(folder: str) -> list[float]:
         assert devices.all_reduce(torch.full((2,), world.rank + 1.0, dtype=torch.bfloat16)).tolist() == [6.0, 6.0]
         assert devices.all_reduce(torch.tensor(3 - world.rank), op="bxor", async_op=True).result() == 3 ^ 2 ^ 1
         assert devices.permute(torch.tensor([world.rank]), pairs=[(0, 2), (2, 0)]).item() == (2, 0, 0)[world.rank]
+        with pytest.raises(UnsupportedError, match="use_schedule: torch's own backend ProcessGroupGloo carries"):
+            devices.use_schedule(ring.all_reduce(3))
         if world.rank < 2:
             assert devices.all_gather(torch.tensor([world.rank]), half).tolist() == [0, 1]
         return total.tolist()
