@@ -180,7 +180,7 @@ def _open_several(
             between.note = "; ".join(filter(None, [said, why]))
             # What the host reduces is what is reduced; the same on all ranks.
             between.reductions = {op: dtypes & vendors.common(ranks, dtypes) for op, dtypes in _native(host).items()}
-            between.predicted = between_domains(domains, links if isinstance(links, list) else None)
+            between.predicted = between_domains(domains, links if isinstance(links, list) else None, measures=False)
             return between
         carried = None if native is None or len(members) == 1 else Natively(native)
         inside = Inside(carried, place, len(members), between, compares_all=compares(host))

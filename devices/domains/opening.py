@@ -92,7 +92,9 @@ def open_domains(
 def _alone(between: Communicator, domains: Domains, links: list[float] | str | None) -> Communicator:
     """Let messages between ranks that each are for themselves say how long verbs take, where torch's own are those."""
     if isinstance(between, ProcessGroupCommunicator) and len(domains.members) > 1:
-        between.predicted = between_domains(domains, links if isinstance(links, list) else None, OVER_GLOO)
+        between.predicted = between_domains(
+            domains, links if isinstance(links, list) else None, OVER_GLOO, measures=False
+        )
     return between
 
 

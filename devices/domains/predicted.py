@@ -81,6 +81,8 @@ def between_domains(
     bandwidths: Sequence[float] | None,
     over: tuple[float, float, float] = OVER_LINKS,
     planned: Collection[str] = (),
+    *,
+    measures: bool = True,
 ) -> str:
     """Return how long verbs take where what passes between domains takes most of the time, in words.
 
@@ -89,11 +91,12 @@ def between_domains(
         bandwidths: of each rank, by rank of the group, in each direction; None where that is not known.
         over: so many times what the links take at best it takes at best, as expected and at worst.
         planned: the verbs that go by schedules of the group's own, which are faster.
+        measures: whether such a group measures its bandwidths as it opens, if it is asked to.
     """
     if bandwidths is None:
         return (
             f"not predicted: the bandwidth of each rank's way to {' and '.join(domains.names)} is not known; set "
-            f"{VARIABLE} on every rank to its bytes per second{'' if over is OVER_GLOO else ', or to measure'}"
+            f"{VARIABLE} on every rank to its bytes per second{', or to measure' if measures else ''}"
         )
     low, expected, high = over
     found = {

@@ -34,24 +34,36 @@ def fabrics_of(backend: Backend, device: Device, others: Collection[str]) -> Fab
     releases: dict[str, str] = {}
     installed = [name for name in _registry.backends() if name in others and name != backend.name]
     for each in (backend, *map(_registry.backend, installed)):
-        found: object = each.interop()
-        if found is None:
-            continue
-        if not isinstance(found, Interop):
-            raise PluginError(
-                f"`interop` of backend {each.name!r} returned {shown(found)}, which is no devices.Interop"
-            )
-        if found.name in interops:
-            # A backend's own goes before what another says of it.
-            continue
-        port: object = found.port(device)
-        if port is None:
-            continue
-        if not isinstance(port, Port):
-            raise PluginError(f"`port` of fabric {found.name!r} returned {shown(port)}, which is no devices.Port")
-        interops[found.name], ports[found.name] = found, port
-        releases[found.name] = _registry.release(each.name)
+        try:
+            found = _port(each, device)
+        except PluginError:
+            raise
+        except Exception as error:
+            raise PluginError(f"backend {each.name!r} could not say what joins it with others: {error}") from error
+        # A backend's own goes before what another says of it.
+        if found is not None and found[0].name not in interops:
+            interop, port = found
+            interops[interop.name], ports[interop.name] = interop, port
+            releases[interop.name] = _registry.release(each.name)
     return Fabrics(interops, ports, releases)
+
+
+def _port(backend: Backend, device: Device) -> tuple[Interop, Port] | None:
+    """Return the fabric that a backend brings, and where a device, of any backend, is on it; None if nowhere."""
+    found: object = backend.interop()
+    if found is None:
+        return None
+    if not isinstance(found, Interop):
+        raise PluginError(f"`interop` of backend {backend.name!r} returned {shown(found)}, which is no devices.Interop")
+    port: object = found.port(device)
+    if port is None:
+        return None
+    if not isinstance(port, Port):
+        raise PluginError(f"`port` of fabric {found.name!r} returned {shown(port)}, which is no devices.Port")
+    texts: list[object] = [port.target, port.where, *port.assumed.keys(), *port.assumed.values()]
+    if strange := [text for text in texts if not isinstance(text, str)]:
+        raise PluginError(f"`port` of fabric {found.name!r} returned a port with {shown(strange[0])}, which is no text")
+    return found, port
 
 
 def said_of(fabrics: Fabrics) -> dict[str, dict[str, Any]]:
@@ -143,7 +155,7 @@ def _answer(fabrics: Fabrics, name: str, ports: Sequence[Ports], by_place: Mappi
     try:
         found = interop.domains(sides, port.assumed)
         domains = [sorted(rank for side in domain for rank in side.ranks) for domain in found]
-        bridge = interop.bridge(port.assumed)
+        bridge = str(interop.bridge(port.assumed))
     except Exception as error:
         return {"fault": [type(error).__name__, str(error) or type(error).__name__]}
     return {"domains": domains, "bridge": bridge}

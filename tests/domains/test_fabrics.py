@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
-from devices import Communicator, Device, Group, Interop, Port, Predicted, Shared, Side, Store
+from devices import (
+    Backend,
+    Capabilities,
+    Communicator,
+    Device,
+    Group,
+    Interop,
+    Port,
+    Predicted,
+    Probe,
+    Shared,
+    Side,
+    Store,
+)
 from devices.domains.joined import Fabrics
 from devices.domains.vendors import Island
-from devices.errors import DevicesError, UnsupportedError, WorldError
-from devices.meeting.fabrics import agreed, said_of
+from devices.errors import DevicesError, PluginError, UnsupportedError, WorldError
+from devices.meeting.fabrics import agreed, fabrics_of, said_of
 
 
 class Cable(Interop):
@@ -97,6 +111,55 @@ def test_two_that_see_a_fabric_differently_are_an_error_on_every_rank(
         assert isinstance(error, kind)
         assert "ranks 0 (chip) and 2 (card) are on cable" in str(error)
         assert says in str(error)
+
+
+class CableChip(Backend):
+    """A backend whose fabric answers as it is told."""
+
+    name = "cable chip"
+    device_type = "cpu"
+
+    def __init__(self, answer: object) -> None:
+        self._answer = answer
+
+    def probe(self) -> Probe:
+        return Probe(True, "here")
+
+    def devices(self) -> Sequence[Device]:
+        return (Device(self.name, "cpu", 0),)
+
+    def capabilities(self, device: Device) -> Capabilities:
+        return Capabilities(frozenset())
+
+    def open(self, group: Group) -> Communicator:
+        raise NotImplementedError
+
+    def interop(self) -> Any:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        cable = Cable()
+        cable.port = lambda device: self._answer  # type: ignore[method-assign, assignment, return-value]
+        return cable
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ("rack", "`port` of fabric 'cable' returned .*, which is no devices.Port"),
+        (Port("a kind", "rack", {"ends": 3}), "`port` of fabric 'cable' returned a port with 3.*, which is no text"),
+        (OSError("no driver"), "backend 'cable chip' could not say what joins it with others: no driver"),
+    ],
+    ids=["no port", "no text", "an error"],
+)
+def test_a_plugin_that_answers_with_something_else_is_named(answer: object, says: str) -> None:
+    chip = CableChip(answer)
+    with pytest.raises(PluginError, match=says):
+        fabrics_of(chip, chip.devices()[0], {"cable chip"})
+
+
+def test_a_device_that_is_on_no_fabric_is_on_none() -> None:
+    chip = CableChip(None)
+    assert fabrics_of(chip, chip.devices()[0], {"cable chip", "cpu"}) == Fabrics()
 
 
 def test_what_a_fabric_refuses_is_an_error_on_every_rank_also_on_those_that_are_not_on_it() -> None:

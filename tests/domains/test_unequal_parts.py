@@ -14,7 +14,7 @@ from devices._backend import Device, Group
 from devices._store import Store
 from devices.domains import bandwidth
 from devices.domains.members import Domains
-from devices.domains.predicted import OVER_GLOO, between_domains, of_topology, on_this_host, seconds, told
+from devices.domains.predicted import between_domains, of_topology, on_this_host, seconds, told
 from devices.domains.shares import Shares
 from devices.errors import ArgumentError
 from devices.topology import Calibration, of_target, predict
@@ -64,7 +64,7 @@ def test_times_between_domains_are_intervals_or_say_which_figure_is_missing() ->
     missing = between_domains(TWO_AND_TWO, None)
     assert missing.startswith("not predicted: the bandwidth of each rank's way to here and there is not known; ")
     assert missing.endswith("set DEVICES_LINK_BANDWIDTH on every rank to its bytes per second, or to measure")
-    assert between_domains(TWO_AND_TWO, None, OVER_GLOO).endswith("its bytes per second")
+    assert between_domains(TWO_AND_TWO, None, measures=False).endswith("its bytes per second")
 
 
 def test_times_on_this_host_are_those_that_were_measured_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
