@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import re
 import types
 
 import pytest
+from doc_blocks import ROOT
 
 import devices
 import devices.errors
@@ -24,6 +26,18 @@ def test_all_names_each_public_name_once_and_none_that_was_promised_is_missing()
 def test_a_public_name_can_be_imported_and_is_no_private_module(name: str) -> None:
     value = getattr(devices, name)
     assert not isinstance(value, types.ModuleType) or name == "errors"
+
+
+def test_each_public_name_is_on_a_page_of_the_documents() -> None:
+    pages = "\n".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    # As itself, or as what a snippet imports.
+    imported = {
+        name for line in re.findall(r"^from devices import (.*)$", pages, re.MULTILINE) for name in line.split(", ")
+    }
+    absent = [
+        name for name in devices.__all__ if not re.search(rf"\bdevices\.{name}\b", pages) and name not in imported
+    ]
+    assert [name for name in absent if not re.search(rf"`{name}\b", pages)] == []
 
 
 def test_dir_shows_no_public_name_that_all_lacks() -> None:
