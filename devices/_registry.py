@@ -1,9 +1,8 @@
-"""What backends there are, which of them are present, and which is chosen."""
+"""What backends there are, which of them are present, and what they say."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 from devices._backend import Backend, Device, Link, Probe
 from devices._observer import Observer
 from devices._store import Store
-from devices.errors import BackendNotFoundError, BackendUnavailableError, DevicesError, PluginError, did_you_mean
+from devices.errors import BackendNotFoundError, PluginError, did_you_mean
 from devices.roster.answers import CONTRADICTIONS, DEVICES, LINKS, PROBE, TARGETS, TOPOLOGY, Links
 from devices.roster.installed import allow_list, installed
 from devices.roster.plugin import shown, words
@@ -23,27 +22,6 @@ if TYPE_CHECKING:
 
 Meet = Callable[[], Store]
 """Returns the store that the ranks share, having waited for them if need be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The backend that was chosen, and why.
-
-    Args:
-        backend: the backend.
-        reason: why it was chosen, as the end of a sentence.
-        considered: the backends that were probed for it, in order, with what they said.
-    """
-
-    backend: Backend
-    reason: str
-    considered: tuple[tuple[str, Probe], ...]
-
-    def __str__(self) -> str:
-        lines = [f"backend {self.backend.name!r}: {self.reason}"]
-        for name, probe in self.considered:
-            lines.append(f"  {name}: {'present' if probe.present else 'absent'}, {probe.reason}")
-        return "\n".join(lines)
 
 
 @final
@@ -295,36 +273,19 @@ def auto_order(meet: Meet | None = None) -> tuple[str, ...]:
     return tuple(name for _, name in sorted(ranked, key=lambda each: -each[0]))
 
 
+def prepare_probes(names: Sequence[str]) -> None:
+    """Have several backends probed at once, in what child processes that takes."""
+    with _lock:
+        roster = _state().roster
+        roster.prepare(PROBE, sorted({roster.holders[name] for name in names}))
+
+
 def outcome(name: str, meet: Meet | None = None) -> Probe:
     """Return the probe of backend `name`, one that failed as an absence."""
     try:
         return probe(name, meet)
     except PluginError as error:
         return Probe(present=False, reason=str(error))
-
-
-def choose(asked: str = "auto", meet: Meet | None = None) -> Choice:
-    """Return the backend to use, and why.
-
-    Args:
-        asked: a backend's name; or "auto" for the one that DEVICES_BACKEND names, if it is set, and else for
-            the present backend of the highest priority.
-        meet: as `probe` takes it.
-
-    Raises:
-        BackendNotFoundError: no plugin provides what was asked for.
-        BackendUnavailableError: its hardware is not here; or, for "auto", no backend's is.
-        PluginError: the plugin of what was asked for is broken.
-    """
-    if asked != "auto":
-        return _choose_named(asked, "asked for by name", meet)
-    wanted = os.environ.get("DEVICES_BACKEND", "").strip()
-    if wanted in ("", "auto"):
-        return _choose_best(meet)
-    try:
-        return _choose_named(wanted, f"DEVICES_BACKEND={wanted} asked for it", meet)
-    except DevicesError as error:
-        raise type(error)(f"DEVICES_BACKEND={wanted}: {error}") from error
 
 
 def unmatched_names() -> tuple[str, ...]:
@@ -344,40 +305,6 @@ def reset() -> None:
     global _loaded
     with _lock:
         _loaded = None
-
-
-def _choose_named(name: str, reason: str, meet: Meet | None) -> Choice:
-    found = probe(name, meet)
-    if not found.present:
-        raise BackendUnavailableError(
-            f"backend {name!r} is installed, but not available here: {found.reason}. `devices doctor` says more"
-        )
-    return Choice(backend(name), reason, ((name, found),))
-
-
-def _choose_best(meet: Meet | None) -> Choice:
-    considered: list[tuple[str, Probe]] = []
-    names = auto_order(meet)
-    with _lock:
-        roster = _state().roster
-        roster.prepare(PROBE, sorted({roster.holders[name] for name in names}))
-    for name in names:
-        absent = [other for other, _ in considered]
-        found = outcome(name, meet)
-        if found.present:
-            try:
-                chosen = backend(name)
-            except PluginError as error:
-                # What a child process could load, this one cannot.
-                found = Probe(present=False, reason=str(error))
-        considered.append((name, found))
-        if found.present:
-            why = f"{', '.join(absent)} would come before it" if absent else "it has the highest priority"
-            return Choice(chosen, f"the best that is present; {why}", tuple(considered))
-    reasons = [f"{name}: {found.reason}" for name, found in considered]
-    reasons += [f"plugin {plugin.name}: {plugin.error}" for plugin in plugins() if plugin.error]
-    listed = "".join(f"\n  {reason}" for reason in reasons) or " no plugin provides one"
-    raise BackendUnavailableError(f"no backend is available here:{listed}{_hint()}")
 
 
 def _state() -> _State:
@@ -460,10 +387,11 @@ def _not_found(name: str) -> str:
         message += f" Broken: {', '.join(broken)}; `devices doctor` says why."
     if forbidden:
         message += f" Not allowed by DEVICES_PLUGINS: {', '.join(forbidden)}."
-    return message + _hint()
+    return message + hint()
 
 
-def _hint() -> str:
+def hint() -> str:
+    """Return what is to be added to an error where not even the plugins of `devices` itself are found; else ""."""
     if any(plugin.own for plugin in plugins()):
         return ""
     return " The distribution `devices` itself is not installed, so its own plugins are not found: pip install it."

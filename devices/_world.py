@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from devices import _autoload, _observing, _registry, _torch_groups
+from devices import _autoload, _choice, _observing, _torch_groups
 from devices._explain import explain_group
 from devices._mesh import mesh_shape
 from devices._mesh_order import order_here, order_on
@@ -55,7 +55,7 @@ class World:
         backend: the backend's name.
     """
 
-    def __init__(self, choice: _registry.Choice, device: Device, *, owns_group: bool, note: str) -> None:
+    def __init__(self, choice: _choice.Choice, device: Device, *, owns_group: bool, note: str) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self.backend = choice.backend.name
@@ -212,7 +212,7 @@ def init(backend: str = "auto", *, timeout: timedelta | float = 600.0) -> World:
     return world
 
 
-def init_on(choice: _registry.Choice, *, timeout: float) -> World:
+def init_on(choice: _choice.Choice, *, timeout: float) -> World:
     """Open the world of torchrun's ranks, as `init` does, on a backend that no plugin provides."""
     world = _launch(choice, _limit(timeout))
     _open[_default_group()] = world
@@ -263,14 +263,14 @@ def _default_group() -> dist.ProcessGroup:
     return group
 
 
-def _launch(asked: str | _registry.Choice, timeout: timedelta) -> World:
+def _launch(asked: str | _choice.Choice, timeout: timedelta) -> World:
     """Return a world over a process group of our own."""
     # The ranks meet before the choice only where it depends on what one of them finds out for all of its host.
     meet = functools.cache(lambda: _rendezvous(timeout))
-    if isinstance(asked, _registry.Choice):
+    if isinstance(asked, _choice.Choice):
         choice = asked
     else:
-        choice = told.choice if (told := launch()) else _registry.choose(asked, lambda: Store(meet()[0]))
+        choice = told.choice if (told := launch()) else _choice.choose(asked, lambda: Store(meet()[0]))
     _autoload.register()
     # Without a launcher this is a world of one, which may have the device that it likes best.
     device = _my_device(choice, is_alone="RANK" not in os.environ)
@@ -278,7 +278,7 @@ def _launch(asked: str | _registry.Choice, timeout: timedelta) -> World:
     return _open_world(choice, device, store, rank, size, timeout, note)
 
 
-def _my_device(choice: _registry.Choice, *, is_alone: bool = False) -> Device:
+def _my_device(choice: _choice.Choice, *, is_alone: bool = False) -> Device:
     """Return this process's device, which torch then makes its tensors on."""
     # One that is no number is an error of who reads it to meet the others.
     rank = os.environ.get("RANK", "0")
@@ -295,7 +295,7 @@ def _my_device(choice: _registry.Choice, *, is_alone: bool = False) -> Device:
 
 
 def _open_world(
-    choice: _registry.Choice, device: Device, store: dist.Store, rank: int, size: int, timeout: timedelta, note: str
+    choice: _choice.Choice, device: Device, store: dist.Store, rank: int, size: int, timeout: timedelta, note: str
 ) -> World:
     hook = sys.excepthook
     dist.init_process_group("devices", store=store, rank=rank, world_size=size, timeout=timeout, pg_options=choice)
@@ -353,7 +353,7 @@ def _whole_number(name: str) -> int:
 def _adopt(asked: str) -> World:
     """Return a world over the process group that torch has already."""
     group = _default_group()
-    choice = told.choice if (told := launch()) else _registry.choose(asked, lambda: Store(group.get_group_store()))
+    choice = told.choice if (told := launch()) else _choice.choose(asked, lambda: Store(group.get_group_store()))
     if (lanes := lanes_of(group)) is not None:
         if asked not in ("auto", lanes.choice.backend.name) and launch() is None:
             raise WorldError(
@@ -384,4 +384,4 @@ def explain(group: GroupLike = None) -> str:
     if group is not None:
         return explain_group(group)
     world = _current()
-    return world.explain() if world is not None else str(_registry.choose())
+    return world.explain() if world is not None else str(_choice.choose())

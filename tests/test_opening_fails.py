@@ -19,7 +19,7 @@ from throwaway_plugins import GOOD_HOOK, PREAMBLE, Site
 
 import devices
 from devices import Backend, Capabilities, Device, Group, Probe, Store, _registry
-from devices._registry import Choice
+from devices._choice import Choice
 from devices.c10d.create import create_process_group
 from devices.errors import CollectiveTimeoutError, PluginError
 
@@ -56,7 +56,7 @@ def test_a_store_that_is_gone_too_does_not_hide_why_a_group_did_not_open() -> No
     store = LosesItself()
     members = hashlib.sha256(b"(0, 1)").hexdigest()[:16]
     # The peer has told what it is, and the same.
-    told_before = {"backend": "refuses", "plugin": "", "interface": 1, "devices": 1}
+    told_before = {"backend": "refuses", "plugin": "", "interface": 1, "devices": 1, "limited": False}
     store.set(f"devices/{members}/1/rank/backend/1", json.dumps(told_before))
     options = SimpleNamespace(
         store=store,

@@ -65,7 +65,7 @@ def test_a_broken_plugin_is_an_error_for_whoever_asks_for_it_and_the_rest_load(s
     told = site.refusal(
         f"""
         assert (devices.backends()[0], devices.backends()[-1]) == ("cpu", "zebra"), devices.backends()
-        assert _registry.choose("cpu").backend.name == "cpu"
+        assert _choice.choose("cpu").backend.name == "cpu"
         import sys
         assert not [name for name in sys.modules if name.startswith("throwaway")]  # nobody has asked for one
         _registry.backend({kind!r})
@@ -77,7 +77,7 @@ def test_a_broken_plugin_is_an_error_for_whoever_asks_for_it_and_the_rest_load(s
 
 def test_a_broken_import_says_at_which_line_of_the_plugin(site: Site) -> None:
     site.add("broken", "x = 1\nimport a_module_that_nobody_has")
-    code = "from devices import _registry; print(*_registry.plugins()[-1].error.__notes__)"
+    code = "from devices import _choice, _registry; print(*_registry.plugins()[-1].error.__notes__)"
     told = site.python(code)
     assert 'throwaway_broken_some_broken.py", line 2, in <module>' in told
     assert told.endswith("ModuleNotFoundError: No module named 'a_module_that_nobody_has'")
@@ -92,7 +92,7 @@ def test_of_two_strangers_with_one_backend_name_the_first_by_distribution_has_it
     site.add("toy", PREAMBLE + GOOD_HOOK, distribution="aaa-toys")
     site.add("toy", PREAMBLE + GOOD_HOOK, distribution="bbb-toys")
     code = """
-        from devices import _registry
+        from devices import _choice, _registry
         assert _registry.backend("toy").probe().present
         for plugin in _registry.plugins():
             print(plugin.distribution, plugin.backends, plugin.error)
@@ -105,7 +105,7 @@ def test_of_two_strangers_with_one_backend_name_the_first_by_distribution_has_it
 def test_a_stranger_that_sorts_before_us_cannot_take_cpu(site: Site) -> None:
     site.add("aaa", PREAMBLE + "Throwaway.name = 'cpu'" + GOOD_HOOK, distribution="aaa-thief")
     code = """
-        from devices import _registry
+        from devices import _choice, _registry
         print(type(_registry.backend("cpu")).__name__, _registry.plugins()[0].own)
         print(*(plugin.error for plugin in _registry.plugins() if plugin.name == "aaa"))
     """
@@ -126,11 +126,11 @@ def test_a_probe_that_fails_is_that_plugins_error_and_auto_goes_on(site: Site, k
     site.add("toy", with_probe(body))
     told = site.refusal(
         """
-        choice = _registry.choose("auto")
+        choice = _choice.choose("auto")
         assert choice.backend.name == "cpu", choice
         assert not dict(choice.considered)["toy"].present
         assert "toy would come before it" in choice.reason
-        _registry.choose("toy")
+        _choice.choose("toy")
         """
     )
     assert told.startswith("PluginError: backend 'toy': ")
@@ -172,7 +172,7 @@ def test_a_strangers_probe_does_not_run_in_this_process_and_what_it_prints_is_no
     site.add("toy", with_probe(body))
     code = """
         import os
-        from devices import _registry
+        from devices import _choice, _registry
         assert _registry.probe("toy") is _registry.probe("toy")
         print(_registry.probe("toy").reason == str(os.getpid()))
     """
@@ -186,7 +186,7 @@ def test_a_probe_in_a_child_finds_modules_that_only_this_process_has_on_its_path
     code = """
         import sys
         sys.path.insert(0, "more")
-        from devices import _registry
+        from devices import _choice, _registry
         print(_registry.probe("toy").reason)
     """
     assert site.python(code) == "it is a toy"
@@ -198,10 +198,10 @@ def test_auto_takes_the_present_backend_of_the_highest_priority(site: Site) -> N
     site.add("gone", with_probe("return Probe(False, 'left the bus')", "gone"))  # priority 100
     site.add("named", PREAMBLE + "Throwaway.name = 'named'; Throwaway.priority = None" + GOOD_HOOK)
     code = """
-        from devices import _registry
-        choice = _registry.choose()
+        from devices import _choice, _registry
+        choice = _choice.choose()
         print(choice)
-        assert _registry.choose("named").backend.name == "named"
+        assert _choice.choose("named").backend.name == "named"
     """
     assert site.python(code, DEVICES_PLUGINS="low,high,gone,named").splitlines() == [
         "backend 'high': the best that is present; gone would come before it",
@@ -213,7 +213,7 @@ def test_auto_takes_the_present_backend_of_the_highest_priority(site: Site) -> N
 def test_a_backend_without_priority_is_never_taken_by_auto(site: Site) -> None:
     site.add("toy", PREAMBLE + "Throwaway.priority = None" + GOOD_HOOK)
     site.add("gone", with_probe("return Probe(False, 'left the bus')", "gone"))
-    told = site.refusal("_registry.choose()", DEVICES_PLUGINS="toy,gone")
+    told = site.refusal("_choice.choose()", DEVICES_PLUGINS="toy,gone")
     assert told.splitlines()[1:] == ["  gone: left the bus"]
     assert told.startswith("BackendUnavailableError: no backend is available here:")
 
@@ -221,14 +221,14 @@ def test_a_backend_without_priority_is_never_taken_by_auto(site: Site) -> None:
 def test_devices_backend_is_what_auto_means_and_a_name_goes_before_it(site: Site) -> None:
     site.add("toy", PREAMBLE + GOOD_HOOK)
     code = """
-        from devices import _registry
-        print(_registry.choose().backend.name, _registry.choose("toy").backend.name, _registry.choose().reason)
+        from devices import _choice, _registry
+        print(_choice.choose().backend.name, _choice.choose("toy").backend.name, _choice.choose().reason)
     """
     assert site.python(code, DEVICES_BACKEND="cpu") == "cpu toy DEVICES_BACKEND=cpu asked for it"
 
 
 def test_a_typo_in_devices_backend_is_an_error_that_names_the_variable(site: Site) -> None:
-    told = site.refusal("_registry.choose()", DEVICES_BACKEND="cpuu")
+    told = site.refusal("_choice.choose()", DEVICES_BACKEND="cpuu")
     assert told.startswith(
         "BackendNotFoundError: DEVICES_BACKEND=cpuu: no plugin provides a backend named 'cpuu'; did you mean 'cpu'?"
     )
@@ -236,7 +236,7 @@ def test_a_typo_in_devices_backend_is_an_error_that_names_the_variable(site: Sit
 
 def test_a_named_backend_that_is_absent_is_refused_with_its_reason(site: Site) -> None:
     site.add("toy", with_probe("return Probe(False, 'left the bus')"))
-    told = site.refusal("_registry.choose('toy')")
+    told = site.refusal("_choice.choose('toy')")
     assert told.startswith("BackendUnavailableError: backend 'toy' is installed, but not available here: left the bus")
 
 
@@ -253,7 +253,7 @@ def test_an_unknown_backend_names_those_installed_and_those_broken(site: Site) -
 def test_devices_plugins_keeps_others_from_being_imported(site: Site) -> None:
     site.add("toy", "raise SystemExit('imported')")
     code = """
-        from devices import _registry
+        from devices import _choice, _registry
         print([(plugin.name, plugin.allowed, plugin.error) for plugin in _registry.plugins()])
     """
     said = site.python(code, DEVICES_PLUGINS=" cpu ,")
@@ -277,7 +277,7 @@ def test_available_lists_the_devices_of_every_present_backend_and_survives_one_t
         print([str(device) for device in devices.available()])
     """
     assert site.python(code) == "['cpu:0', 'toy:0']"
-    told = site.refusal("devices.available(); _registry.choose('bad')")
+    told = site.refusal("devices.available(); _choice.choose('bad')")
     assert "backend 'bad': listing its devices raised TypeError: 3 is no devices.Device" in told
 
 
@@ -286,9 +286,9 @@ def test_sixteen_threads_that_ask_at_once_load_and_probe_once(site: Site) -> Non
     site.add("toy", "open('loaded', 'a').write('x')\n" + with_probe(body))
     code = """
         from concurrent.futures import ThreadPoolExecutor
-        from devices import _registry
+        from devices import _choice, _registry
         with ThreadPoolExecutor(16) as pool:
-            print(set(pool.map(lambda _: _registry.choose().backend.name, range(64))))
+            print(set(pool.map(lambda _: _choice.choose().backend.name, range(64))))
     """
     assert site.python(code) == "{'toy'}"
     assert (site.folder / "asked").read_text() == "x"
@@ -298,8 +298,8 @@ def test_sixteen_threads_that_ask_at_once_load_and_probe_once(site: Site) -> Non
 def test_finding_and_choosing_a_backend_does_not_import_torch(site: Site) -> None:
     code = """
         import sys
-        from devices import _registry
-        _registry.choose("cpu")
+        from devices import _choice, _registry
+        _choice.choose("cpu")
         _registry.available()
         print("torch" in sys.modules)
     """

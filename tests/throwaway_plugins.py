@@ -83,7 +83,7 @@ class Site:
         """Return the `DevicesError` that `code` raises, as "Type: message"."""
         lines = textwrap.indent(textwrap.dedent(code), "    ")
         return self.python(
-            f"import devices\nfrom devices import _registry\ntry:\n{lines}\n"
+            f"import devices\nfrom devices import _choice, _registry\ntry:\n{lines}\n"
             "except devices.errors.DevicesError as error:\n    print(f'{type(error).__name__}: {error}')\n"
             "else:\n    raise SystemExit('nothing was raised')",
             **environment,

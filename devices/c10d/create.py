@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from devices import _observing, _registry, _torch
+from devices import _choice, _observing, _torch
 from devices._backend import Group
 from devices._open import my_device
 from devices._store import Store
@@ -34,16 +34,16 @@ def create_process_group(options: Any, choice: object = None) -> dist.ProcessGro
     before = lanes_of(world)
     ranks = tuple(options.global_ranks_in_group) or tuple(range(options.group_size))
     rank = options.group_rank
-    if world is None and not isinstance(choice, _registry.Choice) and launch() is None:
+    if world is None and not isinstance(choice, _choice.Choice) and launch() is None:
         _meet(options, rank, ranks)
-    if isinstance(choice, _registry.Choice):
+    if isinstance(choice, _choice.Choice):
         chosen = choice
     elif before is not None:
         chosen = before.choice
     elif told := launch():
         chosen = told.choice
     else:
-        chosen = _registry.choose("auto", lambda: Store(options.store))
+        chosen = _choice.choose("auto", lambda: Store(options.store))
     if os.environ.get("DEVICES_NO_PICKLE") == "1":
         _torch.refuse_object_collectives(lambda group: lanes_of(group) is not None, _pickle_refused)
     has_device = before is not None and before.choice.backend is chosen.backend
@@ -75,7 +75,7 @@ def create_process_group(options: Any, choice: object = None) -> dist.ProcessGro
             gone.forget()
 
 
-def _mixed(group: Group, chosen: _registry.Choice) -> Mixed | None:
+def _mixed(group: Group, chosen: _choice.Choice) -> Mixed | None:
     """Return what the ranks of a new world are, if they are of several backends."""
     # Threads of one process have one installation, and are of the backend that they are told.
     is_world = not dist.is_initialized() and launch() is None

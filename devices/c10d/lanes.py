@@ -12,7 +12,7 @@ from typing import Any, final
 
 import torch.distributed as dist
 
-from devices import _observing, _registry, _torch_groups
+from devices import _choice, _observing, _registry, _torch_groups
 from devices._backend import Group
 from devices._open import open_verbs, open_verbs_across
 from devices._store import Store
@@ -33,7 +33,7 @@ class Lanes:
         mixed: what the ranks of the world are, where they are of several backends; None where all are of one.
     """
 
-    def __init__(self, group: Group, choice: _registry.Choice, mixed: Mixed | None = None) -> None:
+    def __init__(self, group: Group, choice: _choice.Choice, mixed: Mixed | None = None) -> None:
         self.group = group
         self.choice = choice
         self.mixed = mixed

@@ -10,7 +10,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from devices import __version__, _autoload, _registry, catalogue
+from devices import __version__, _autoload, _choice, _registry, catalogue
 from devices._backend import Group
 from devices._store import Store
 from devices.errors import DevicesError
@@ -100,7 +100,7 @@ def _examine_backend(name: str) -> dict[str, Any]:
 
 def _examine_auto() -> dict[str, Any]:
     try:
-        choice = _registry.choose("auto")
+        choice = _choice.choose("auto")
     except DevicesError as error:
         return {"backend": None, "reason": str(error)}
     return {"backend": choice.backend.name, "reason": choice.reason}
@@ -111,7 +111,7 @@ def _examine_cpu() -> dict[str, Any]:
     try:
         from torch.distributed import HashStore
 
-        backend = _registry.choose("cpu").backend
+        backend = _choice.choose("cpu").backend
         device = backend.devices()[0]
         backend.capabilities(device)
         group = Group((0,), 0, device, Store(HashStore()), timedelta(seconds=30), "doctor")

@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import asdict
 from typing import Any
 
-from devices import _registry
+from devices import _choice, _registry
 from devices._backend import Backend, Variable
 from devices.errors import ArgumentError
 from devices.roster.answers import local_ranks_of, variables_of
@@ -38,7 +38,7 @@ def examine(asked: str, ranks: int | None, local_rank: int | None) -> dict[str, 
     if local_rank is not None and not 0 <= local_rank < (ranks or _MOST):
         raise ArgumentError(f"--local-rank {local_rank}: ranks on a machine are 0 to {(ranks or _MOST) - 1}")
     if asked == "auto":
-        choice = _registry.choose(asked)
+        choice = _choice.choose(asked)
         backend, reason = choice.backend, choice.reason
     else:
         backend, reason = _registry.backend(asked), "asked for by name"

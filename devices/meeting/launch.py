@@ -8,7 +8,7 @@ from typing import final
 
 import torch.distributed as dist
 
-from devices._registry import Choice
+from devices._choice import Choice
 
 
 @final

@@ -11,8 +11,8 @@ from collections.abc import Set as AbstractSet
 from typing import final
 
 from devices._backend import Communicator, Device, Group
+from devices._choice import Choice
 from devices._interop import Assumed, Interop, Port, Predicted, Shared, Side
-from devices._registry import Choice
 from devices.fabric.communicator import FabricCommunicator
 from devices.fabric.host.fabric import open_fabric
 from devices.fabric.interface import Fabric

@@ -15,10 +15,10 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 
-from devices import _autoload, _observing, _registry, _torch
+from devices import _autoload, _observing, _torch
 from devices._backend import Backend, Group
+from devices._choice import Choice, choose
 from devices._interop import Shared
-from devices._registry import Choice
 from devices._world import init
 from devices.algorithms.concurrency import use
 from devices.algorithms.lines import line_of
@@ -135,7 +135,7 @@ def run_program(program: Callable[[], object], *, ranks: int, timeout: float = 6
 
 def _choice(asked: str | Backend) -> Choice:
     """Return the backend that ranks are to be opened on."""
-    found = _registry.choose(asked) if isinstance(asked, str) else Choice(asked, "given by the program", ())
+    found = choose(asked) if isinstance(asked, str) else Choice(asked, "given by the program", ())
     if not found.backend.thread_ranks:
         raise UnsupportedError(
             f"backend {found.backend.name!r} does not say that its ranks may be threads (`Backend.thread_ranks`); "

@@ -25,7 +25,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
         "recorder.files",
         "recorder.record",
     ),
-    ("_hookspecs", "_registry", "_torch", "_torch_groups", "_capture", "roster"),
+    ("_choice", "_hookspecs", "_registry", "_torch", "_torch_groups", "_capture", "roster"),
     ("algorithms", "fabric", "topology", "catalogue", "_gloo_messages", "_process_group", "_staged"),
     ("domains",),
     (

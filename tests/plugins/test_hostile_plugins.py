@@ -111,14 +111,14 @@ def test_a_program_that_knows_only_torch_opens_the_cpu_backend_too(site: Site) -
 def test_auto_takes_one_that_is_whole_and_says_of_each_other_why_not(site: Site) -> None:
     code = """
         import time, devices
-        from devices import _registry
+        from devices import _choice, _registry
         begun = time.monotonic()
-        choice = _registry.choose()
+        choice = _choice.choose()
         assert time.monotonic() - begun < 200
         print(choice)
         from devices.roster import survey
         survey.ask = None  # nobody is asked again
-        _registry.choose(), devices.backends(), _registry.plugins()
+        _choice.choose(), devices.backends(), _registry.plugins()
         print("asked once")
     """
     told = site.python(code)
@@ -129,7 +129,7 @@ def test_auto_takes_one_that_is_whole_and_says_of_each_other_why_not(site: Site)
 
 @pytest.mark.parametrize("name", ["segfault", "hangs", "sys_exit", "interrupt", "kills_its_parent"])
 def test_who_asks_for_a_broken_one_by_name_gets_its_error_and_lives(site: Site, name: str) -> None:
-    told = site.refusal(f"_registry.choose({name!r})")
+    told = site.refusal(f"_choice.choose({name!r})")
     assert told.startswith(f"PluginError: plugin {name!r} of some-{name} 1.2 is broken: ")
     assert BROKEN[name][1] in told
 

@@ -115,7 +115,7 @@ def test_a_later_version_takes_what_was_written_for_this_one_said_or_not(monkeyp
 
 def test_a_plugin_of_next_year_is_refused_with_both_versions_and_what_to_do(site: Site) -> None:
     site.add("toy", PREAMBLE + "Throwaway.interface = 2" + GOOD_HOOK)
-    assert site.refusal("_registry.choose('toy')") == (
+    assert site.refusal("_choice.choose('toy')") == (
         "PluginError: plugin 'toy' of some-toy 1.2 is broken: backend 'toy' was written for version 2 of the plugin "
         "interface; this is version 1: upgrade devices, or install an older release of the plugin, one for version 1"
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
-from devices import _registry
+from devices import _choice
 from devices._backend import Backend, Capabilities, Device
 from devices.errors import ArgumentError, BackendUnavailableError, DevicesError, PluginError, RankFailedError
 from devices.testing.conformance.check import Broken, Skipped
@@ -117,7 +117,7 @@ def subject(
     Raises:
         DevicesError: no plugin provides it, its hardware is not here, or it cannot have such ranks.
     """
-    found = backend if isinstance(backend, Backend) else _registry.choose(backend).backend
+    found = backend if isinstance(backend, Backend) else _choice.choose(backend).backend
     if ranks not in (None, "threads", "processes"):
         raise ArgumentError(f"ranks={ranks!r}: ranks are 'threads' or 'processes'")
     is_own = found.name == OWN_THREADS and not found.thread_ranks and isinstance(backend, str)
