@@ -128,7 +128,7 @@ class World:
         numbered anew; meshes and groups are to be made again, and what this world's tensors hold is theirs to say.
 
         Raises:
-            UnsupportedError: the backend cannot; the CPU backend can.
+            UnsupportedError: the backend cannot; the CPU's, Neuron's and worlds of several backends can.
             CollectiveTimeoutError: a rank neither died nor came within the timeout.
             WorldError: the world is closed.
         """
