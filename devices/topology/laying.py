@@ -13,7 +13,7 @@ from devices.topology.clusters import Cluster
 from devices.topology.factors import factored
 from devices.topology.graph import Topology
 from devices.topology.laying_bound import Bounds
-from devices.topology.laying_search import Search
+from devices.topology.laying_improved import improved
 from devices.topology.nesting import Nesting, nest
 from devices.topology.paths import Paths
 from devices.topology.rings import Cost, axes_of
@@ -22,9 +22,6 @@ Number = int | float
 
 TRIED = 100_000
 """The devices of all layouts together, at the most, that are tried as axes have whole factors of the topology's."""
-
-SEARCHED = 1_000, 20_000
-"""So many devices are looked at for places, before and after exchanges, in the search for what is faster than those."""
 
 _EQUAL = 1 + 1e-9
 
@@ -100,15 +97,12 @@ def layout(
             order, seconds = tried, found
         if seconds <= enough:
             break
-    is_proven = seconds <= enough
+    bound, is_proven = bounds.seconds, seconds <= enough
     if not is_proven and cost.loads is not None:
-        search = Search(cost, bounds.by_axis)
-        order, is_proven = search.improve(order, bounds.seconds, SEARCHED[0])
-        if not is_proven:
-            order, is_proven = search.improve(_exchanged(order, cost), bounds.seconds, SEARCHED[1])
+        order, bound, is_proven = improved(topology, cost, bounds, order)
     by_axis = dict(zip(lengths, cost.by_axis(order), strict=True))
     seconds = sum(by_axis.values())
-    return Layout(lengths, order, seconds, by_axis, min(bounds.seconds, seconds), is_proven)
+    return Layout(lengths, order, seconds, by_axis, min(bound, seconds), is_proven)
 
 
 def layout_seconds(
@@ -130,19 +124,6 @@ def _cost(topology: Topology, axes: Mapping[str, int], traffic: Mapping[str, Num
     count = len(topology.devices)
     rings = axes_of(_sizes(axes, count), _weights(axes, traffic))
     return Cost(Paths(topology), count, rings)
-
-
-def _exchanged(order: Sequence[int], cost: Cost) -> tuple[int, ...]:
-    """Return the order after exchanges of two devices, each of which makes it faster; each two are tried once."""
-    now, least = list(order), cost.of(order)
-    for one, other in itertools.combinations(range(len(now)), 2):
-        now[one], now[other] = now[other], now[one]
-        found = cost.of(now)
-        if found < least / _EQUAL:
-            least = found
-        else:
-            now[one], now[other] = now[other], now[one]
-    return tuple(now)
 
 
 def _sizes(axes: Mapping[str, int], count: int) -> tuple[int, ...]:

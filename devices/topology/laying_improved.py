@@ -1,0 +1,69 @@
+"""From an order to a faster one, and to seconds that none goes below: what is quick first, until the two meet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from devices.topology.graph import Topology
+from devices.topology.laying_bound import Bounds, Domain
+from devices.topology.laying_levels import Levels, raised
+from devices.topology.laying_moves import moves
+from devices.topology.laying_parts import Parts
+from devices.topology.laying_search import Search
+from devices.topology.rings import Cost
+
+PLACES = 1_000
+"""So many devices are looked at for places in a first search."""
+
+PARTS = 5_000, 50_000
+"""So many places are looked at for domains; the latter where all devices are as near to each other."""
+
+STEPS = 900
+"""So many steps a search through 64 devices takes; through fewer, which takes less for each, more."""
+
+_EQUAL = 1 + 1e-9
+
+
+def improved(
+    topology: Topology, cost: Cost, bounds: Bounds, order: Sequence[int]
+) -> tuple[tuple[int, ...], float, bool]:
+    """Return the fastest order that is found, seconds that none goes below, and whether none is faster.
+
+    Args:
+        topology: the topology.
+        cost: what an order takes; it has a table of loads.
+        bounds: what none goes below.
+        order: one that is known.
+    """
+    assert cost.loads is not None
+    best, is_proven = Search(cost, bounds.by_axis).improve(order, bounds.seconds, PLACES)
+    if is_proven:
+        return best, bounds.seconds, True
+    changing = moves(topology, cost.loads, [[each.members for each in level] for level in bounds.levels])
+    levels = Levels(cost, bounds.by_axis, changing)
+    bound, steps = bounds.seconds, PARTS[levels.are_one]
+    for domains in bounds.levels:
+        parts = Parts(cost, bounds.kinds(domains), domains)
+        least, found = parts.least(cost.of(best), steps)
+        bound, steps = max(bound, least), parts.left
+        best = min([best, *(_placed(domains, each) for each in found)], key=cost.of)
+        if cost.of(best) <= bound * _EQUAL:
+            return best, bound, True
+    if levels.are_one:
+        return best, bound, False
+    floors = raised(cost, bounds.by_axis, best, changing)
+    bound = max(bound, sum(floors))
+    if cost.of(best) > bound * _EQUAL:
+        best, least = Levels(cost, floors, changing).improve(best, STEPS * 64 // min(max(cost.count, 16), 64))
+        bound = max(bound, least)
+    return best, bound, cost.of(best) <= bound * _EQUAL
+
+
+def _placed(domains: Sequence[Domain], parts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return the order in which the devices of each domain have the places of its part, one after the other."""
+    ranks = {
+        place: rank
+        for domain, places in zip(domains, parts, strict=True)
+        for rank, place in zip(domain.members, places, strict=True)
+    }
+    return tuple(ranks[place] for place in range(len(ranks)))

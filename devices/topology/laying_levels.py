@@ -1,0 +1,319 @@
+"""A search for a faster order that first says how far apart the neighbours of each axis are, at the most.
+
+What an axis takes for two neighbours alone has few values, its levels. Orders of a few levels of each axis are looked
+through together; where that takes too long, those of one level of an axis apart from those of its others. For each
+place it is known which devices it may have: those near enough to what its neighbours may have.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, final
+
+import numpy as np
+
+from devices.topology.rings import Axis, Cost, Floats, Mask, axes_of
+from devices.topology.symmetry import Numbers
+
+FIRST = 40
+"""So many steps are taken for some levels before they are looked through one by one."""
+
+ALONE = 100
+"""So many steps are taken to know what 64 devices take at least for one axis alone."""
+
+
+class _Box(NamedTuple):
+    """Orders of which each axis takes, for its farthest neighbours, one of some levels.
+
+    Args:
+        seconds: what they take at least.
+        lowest: for each axis the first of its levels.
+        highest: the last.
+    """
+
+    seconds: float
+    lowest: tuple[int, ...]
+    highest: tuple[int, ...]
+
+
+class _Said(NamedTuple):
+    """What the devices that are placed say along an axis: as in `Loads`, and what the axis takes at least."""
+
+    loads: Floats
+    alone: float
+    latency: float
+    taken: float
+
+
+class _OutOfStepsError(Exception):
+    """The search has taken all the steps that it may."""
+
+
+def raised(cost: Cost, floors: Sequence[float], order: Sequence[int], moves: Numbers) -> list[float]:
+    """Return what each axis takes at least if the others take nothing, the devices being cut up into its rings.
+
+    Args:
+        cost: what an order takes; it has a table of loads.
+        floors: what is known of that.
+        order: one that is known.
+        moves: exchanges of devices that change nothing.
+    """
+    found = list(floors)
+    for place, (axis, seconds) in enumerate(zip(cost.axes, cost.by_axis(order), strict=True)):
+        if not axis.pairs or axis.length == cost.count or seconds <= found[place] * (1 + 1e-9):
+            continue
+        # The rings are alike, so that each device that has none yet may be the first of the next.
+        weight = axis.share * axis.length / (axis.length - 1)
+        alone = Cost(cost.paths, cost.count, axes_of((cost.count // axis.length, axis.length), (0, weight)))
+        alone.loads = cost.loads
+        search = Levels(alone, [0.0, found[place]], moves, axis.length)
+        steps = ALONE * 64 // max(16, cost.count)
+        found[place] = max(found[place], search.improve(range(cost.count), steps, seconds)[1])
+    return found
+
+
+@final
+class Levels:
+    """A search for an order that is faster than one that is known.
+
+    The mesh looks the same from all its places, so that the first device has the first of them.
+
+    Args:
+        cost: what an order takes; it has a table of loads.
+        floors: what each axis takes at least.
+        moves: exchanges of devices that change nothing, for each the device that comes to each one's place.
+        block: places that follow each other and have no neighbours but among themselves, one block like the other;
+            0 where there are none.
+    """
+
+    def __init__(self, cost: Cost, floors: Sequence[float], moves: Numbers, block: int = 0) -> None:
+        assert cost.loads is not None
+        self._cost, self._loads, self._count = cost, cost.loads, cost.count
+        self._moves, self._block = moves, block
+        self._axes = [axis for axis in cost.axes if axis.pairs]
+        limits = [self._limits(axis, floor) for axis, floor in zip(cost.axes, floors, strict=True) if axis.pairs]
+        self._levels = [levels for levels, _ in limits]
+        self._nearer = [near for _, near in limits]
+        self._ends = [np.array(axis.pairs, dtype=np.int64).T for axis in self._axes]
+        # For each place the next and the one before along each axis.
+        self._after = [np.empty(self._count, dtype=np.int64) for _ in self._axes]
+        self._before = [np.empty(self._count, dtype=np.int64) for _ in self._axes]
+        for (ones, others), after, before in zip(self._ends, self._after, self._before, strict=True):
+            after[ones], before[others] = others, ones
+        self._order: tuple[int, ...] = ()
+        self._seconds = self._limit = math.inf
+        self._left = 0
+        self._floors: list[float] = []
+        self._near: list[Floats] = []
+
+    @property
+    def are_one(self) -> bool:
+        """Whether each two devices are as far apart as any others."""
+        return all(len(levels) == 1 for levels in self._levels)
+
+    def _limits(self, axis: Axis, floor: float) -> tuple[list[float], list[Floats]]:
+        """Return the levels of an axis, and for each which devices may be neighbours."""
+        alone = np.maximum(self._loads.links.max(2), self._loads.alone) * (axis.flows * axis.share)
+        pairs = np.maximum(alone + axis.steps * self._loads.latency, floor)
+        np.fill_diagonal(pairs, math.inf)
+        levels: list[float] = []
+        for seconds in np.unique(pairs[np.isfinite(pairs)]).tolist():
+            if not levels or seconds > levels[-1] * (1 + 1e-9):
+                levels.append(seconds)
+        return levels, [(pairs <= level * (1 + 1e-9)).astype(np.float32) for level in levels]
+
+    def improve(self, order: Sequence[int], steps: int, seconds: float | None = None) -> tuple[tuple[int, ...], float]:
+        """Return the fastest order that is found, and seconds that none goes below.
+
+        Args:
+            order: one that is known.
+            steps: how many may be taken.
+            seconds: what it takes; None for what is counted.
+        """
+        self._order = tuple(order)
+        self._seconds = self._cost.of(order) if seconds is None else seconds
+        highest = tuple(len(levels) - 1 for levels in self._levels)
+        open_ = [(0.0, 0, FIRST, _Box(0.0, (0,) * len(highest), highest))]
+        number = 0
+        while open_ and steps > 0:
+            _, _, allowed, wide = heapq.heappop(open_)
+            box = self._shrunk(wide)
+            if box is None:
+                continue
+            self._left = least = min(allowed, steps)
+            try:
+                parts = [box] if self._faster(box) else []
+            except _OutOfStepsError:
+                self._left = 0
+                parts = self._parts(box)
+                # What cannot be cut up gets more steps.
+                allowed *= 4 if parts == [box] else 1
+            steps -= least - self._left
+            for part in parts:
+                number += 1
+                heapq.heappush(open_, (part.seconds, number, allowed, part))
+        bound = min([box.seconds for *_, wide in open_ if (box := self._shrunk(wide)) is not None], default=math.inf)
+        return self._order, min(bound, self._seconds)
+
+    def _shrunk(self, box: _Box) -> _Box | None:
+        """Return the box without the levels that are no faster than what is known, None if nothing is left."""
+        least = [levels[at] for levels, at in zip(self._levels, box.lowest, strict=True)]
+        total = math.fsum(least)
+        highest = []
+        for levels, seconds, low, high in zip(self._levels, least, box.lowest, box.highest, strict=True):
+            room = self._seconds * (1 - 1e-9) - (total - seconds)
+            last = min(high, bisect.bisect_left(levels, room) - 1)
+            if last < low:
+                return None
+            highest.append(last)
+        return _Box(total, box.lowest, tuple(highest))
+
+    def _parts(self, box: _Box) -> list[_Box]:
+        """Return the first level of the axis that has the widest, and its others."""
+        wide = [
+            levels[high] - levels[low] for levels, low, high in zip(self._levels, box.lowest, box.highest, strict=True)
+        ]
+        axis = max(range(len(wide)), key=wide.__getitem__)
+        if not wide[axis]:
+            return [box]
+        first = box.lowest[axis]
+        lowest, highest = list(box.lowest), list(box.highest)
+        lowest[axis], highest[axis] = first + 1, first
+        more = self._levels[axis][first + 1] - self._levels[axis][first]
+        return [
+            _Box(box.seconds, box.lowest, tuple(highest)),
+            _Box(box.seconds + more, tuple(lowest), box.highest),
+        ]
+
+    def _faster(self, box: _Box) -> bool:
+        """Find an order of the box that is faster; return whether there is one."""
+        self._floors = [levels[low] for levels, low in zip(self._levels, box.lowest, strict=True)]
+        self._near = [near[high] for near, high in zip(self._nearer, box.highest, strict=True)]
+        self._limit = self._seconds * (1 - 1e-9)
+        can = np.ones((self._count, self._count), dtype=bool)
+        can[0, 1:] = False
+        return self._fill(can)
+
+    def _fill(self, can: Mask) -> bool:
+        """Place devices one after the other.
+
+        Args:
+            can: which devices each place may have; it is changed.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise _OutOfStepsError
+        if not self._narrow(can):
+            return False
+        rows, columns = can.sum(1), can.sum(0)
+        done, device = rows == 1, can.argmax(1)
+        said = self._said(done, device)
+        if math.fsum(each.taken for each in said) >= self._limit:
+            return False
+        if done.all():
+            order = tuple(device.tolist())
+            seconds = self._cost.of(order)
+            if seconds < self._limit:
+                self._order, self._seconds = order, seconds
+                return True
+            return False
+        for place, chosen in self._choices(can, done, device, said, rows, columns):
+            then = can.copy()
+            then[place] = False
+            then[:, chosen] = False
+            then[place, chosen] = True
+            if self._fill(then):
+                return True
+            can[place, chosen] = False
+        return False
+
+    def _narrow(self, can: Mask) -> bool:
+        """Take out what places cannot have; return whether each has something left, and each device a place."""
+        before = can.sum()
+        while True:
+            for axis, near, after, ahead in zip(self._axes, self._near, self._after, self._before, strict=True):
+                reached = can.astype(np.float32) @ near > 0
+                can &= reached[after]
+                if axis.length > 2:
+                    can &= reached[ahead]
+                    # Its two neighbours are two devices.
+                    can &= (can[after] | can[ahead]).astype(np.float32) @ near > 1
+            done = can.sum(1) == 1
+            placed = can[done].sum(0)
+            if (placed > 1).any():
+                return False
+            can[np.ix_(~done, placed == 1)] = False
+            lone = can.sum(0) == 1
+            wanted = can[:, lone].sum(1)
+            if (wanted > 1).any():
+                return False
+            can[np.ix_(wanted == 1, ~lone)] = False
+            now = can.sum()
+            if now == before:
+                return bool(can.any(1).all() and can.any(0).all())
+            before = now
+
+    def _said(self, done: Mask, device: Numbers) -> list[_Said]:
+        """Return what the devices that are placed say along each axis."""
+        found = []
+        for axis, (ones, others), floor in zip(self._axes, self._ends, self._floors, strict=True):
+            both = done[ones] & done[others]
+            one, other = device[ones[both]], device[others[both]]
+            loads = self._loads.links[one, other].sum(0)
+            alone = float(self._loads.alone[one, other].max(initial=0)) * axis.flows
+            latency = float(self._loads.latency[one, other].max(initial=0))
+            taken = max(float(loads.max()), alone) * axis.share + axis.steps * latency
+            found.append(_Said(loads, alone, latency, max(taken, floor)))
+        return found
+
+    def _choices(
+        self, can: Mask, done: Mask, device: Numbers, said: Sequence[_Said], rows: Numbers, columns: Numbers
+    ) -> list[tuple[int, int]]:
+        """Return places and devices for them, of which one is right if any is, the most promising first."""
+        most = self._count + 1
+        rows = np.where(done, most, rows)
+        open_ = np.where(columns == 1, most, columns)
+        if self._block:
+            blocks = done.reshape(-1, self._block)
+            begun = blocks.any(1)
+            if not (begun & ~blocks.all(1)).any():
+                return [(int(begun.argmin()) * self._block, int(open_.argmin()))]
+            rows[np.repeat(~begun, self._block)] = most
+        elif open_.min() < rows.min():
+            column = int(open_.argmin())
+            return [(place, column) for place in np.flatnonzero(can[:, column]).tolist()]
+        place = int(rows.argmin())
+        devices = np.flatnonzero(can[place])
+        totals = np.zeros(len(devices))
+        for axis, now, after, before in zip(self._axes, said, self._after, self._before, strict=True):
+            beside = [device[at] for at in (after[place], before[place]) if done[at]]
+            if not beside:
+                totals += now.taken
+                continue
+            pairs = np.ix_(devices, beside)
+            slow = np.maximum(self._loads.alone[pairs].max(1) * axis.flows, now.alone)
+            busiest = np.maximum((self._loads.links[pairs].sum(1) + now.loads).max(1), slow)
+            far = np.maximum(self._loads.latency[pairs].max(1), now.latency)
+            totals += np.maximum(busiest * axis.share + far * axis.steps, now.taken)
+        can[place, devices[totals >= self._limit]] = False
+        first = self._firsts(can, device[done])
+        ranked = devices[np.lexsort((columns[devices], totals))].tolist()
+        return [(place, at) for at in ranked if can[place, at] and first[at] == at]
+
+    def _firsts(self, can: Mask, placed: Numbers) -> Numbers:
+        """Return for each device the first that it can be exchanged for, with all that is known staying the same."""
+        first = np.arange(self._count)
+        usable = self._moves[(self._moves[:, placed] == placed).all(1)]
+        if not len(usable):
+            return first
+        kinds = np.unique(np.packbits(can, axis=0), axis=1, return_inverse=True)[1].reshape(-1)
+        usable = usable[(kinds[usable] == kinds).all(1)]
+        while len(usable):
+            least = np.minimum(first, first[usable].min(0))
+            if np.array_equal(least, first):
+                break
+            first = least
+        return first
