@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, final
 
 from devices.topology.laying_bound import Domain, Kinds
+from devices.topology.laying_dense import can_be, members
 from devices.topology.rings import Axis, Cost
 
 
@@ -100,13 +101,28 @@ class Parts:
             self._kinds = choice
             self._floors = [each.kinds[kind] for each, kind in zip(self._axes, choice, strict=True)]
             try:
-                while self._next((1 << self._count) - 1, self._domains, [0.0] * len(self._axes)):
-                    found.append([_members(self._found[domain]) for domain in self._given])
+                while self._can_be() and self._next((1 << self._count) - 1, self._domains, [0.0] * len(self._axes)):
+                    found.append([members(self._found[domain]) for domain in self._given])
                     self._limit = self._seconds
             except _OutOfStepsError:
                 self.left = 0
                 return min(least, self._limit), found
         return self._limit, found
+
+    def _can_be(self) -> bool:
+        """Return whether a first domain can have so few neighbours in others that it takes less than the limit."""
+        domain = self._domains[0]
+        size, total = len(domain.members), math.fsum(self._floors)
+        needed = []
+        for each, kind, floor in zip(self._axes, self._kinds, self._floors, strict=True):
+            seconds = self._limit - (total - floor)
+            crossing = 2 * size
+            if seconds < math.inf:
+                crossing = min(size * kind, int(seconds * domain.capacity / each.axis.share * (1 - 1e-9)))
+            # Those that have a neighbour in a line of two, which counts twice, are two by two.
+            pairs = size - crossing // 2
+            needed.append(max(0, -(-pairs // 2) if each.axis.length == 2 else pairs))
+        return not any(needed) or can_be(size, [each.around for each in self._axes], needed)
 
     def _next(self, rest: int, domains: Sequence[Domain], taken: Sequence[float]) -> bool:
         """Fill some domains with the rest of the places; return whether it takes less than the limit."""
@@ -164,10 +180,10 @@ class Parts:
         """Return what each axis takes at least, and the places that have to come in; None if it is too much."""
         forced = 0
         found = []
-        members = _members(inside)
+        places = members(inside)
         for each, kind, before in zip(self._axes, self._kinds, part.taken, strict=True):
             out = may = 0
-            for place in members:
+            for place in places:
                 beside = each.around[place] & ~inside
                 coming = beside & free
                 gone = (beside & ~free).bit_count()
@@ -187,20 +203,11 @@ class Parts:
     def _nearest(self, inside: int, free: int) -> int:
         """Return the place that has most to say to what is inside; the first if none has anything."""
         edge = 0
-        for place in _members(inside):
+        for place in members(inside):
             edge |= self._all[place]
         best, chosen = 0.0, free & -free
-        for place in _members(edge & free):
+        for place in members(edge & free):
             said = sum(each.axis.share * (each.around[place] & inside).bit_count() * each.times for each in self._axes)
             if said > best:
                 best, chosen = said, 1 << place
         return chosen
-
-
-def _members(mask: int) -> list[int]:
-    found = []
-    while mask:
-        low = mask & -mask
-        found.append(low.bit_length() - 1)
-        mask ^= low
-    return found

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -89,6 +89,15 @@ class Loads:
                 self.hops[other, one] = self.hops[one, other]
 
 
+class _Between(NamedTuple):
+    """The links between two devices, with the seconds of each, and as in `Loads` what all of it takes."""
+
+    links: np.ndarray[Any, np.dtype[np.int64]]
+    seconds: Floats
+    alone: float
+    latency: float
+
+
 class Cost:
     """What an order takes.
 
@@ -102,6 +111,7 @@ class Cost:
         self.paths = paths
         self.count = count
         self.axes = tuple(axes)
+        self._said: dict[tuple[int, int], _Between] = {}
         self._ends = [np.array(axis.pairs, dtype=np.int64).reshape(-1, 2).T for axis in axes]
 
     @cached_property
@@ -129,16 +139,24 @@ class Cost:
 
     def _walked(self, axis: Axis, order: Sequence[int]) -> float:
         """Return the seconds of an axis, looking only for the ways that it needs."""
-        load: dict[int, float] = {}
-        slowest = farthest = 0.0
-        for one, other in axis.pairs:
-            for source, target in ((order[one], order[other]), (order[other], order[one])):
-                way = self.paths.between(source, target)
-                farthest, slowest = max(farthest, way.latency), max(slowest, way.alone * axis.flows)
-                for link, part in way.parts:
-                    load[link] = load.get(link, 0.0) + part
-        busiest = max(load[link] * self.paths.seconds_per_byte[link] for link in load)
-        return max(busiest, slowest) * axis.share + axis.steps * farthest
+        said = [self._between(order[one], order[other]) for one, other in axis.pairs]
+        load = np.bincount(
+            np.concatenate([each.links for each in said]), np.concatenate([each.seconds for each in said])
+        )
+        slowest = max(each.alone for each in said) * axis.flows
+        return max(float(load.max()), slowest) * axis.share + axis.steps * max(each.latency for each in said)
+
+    def _between(self, one: int, other: int) -> _Between:
+        """Return what two devices load when they say a byte to each other."""
+        key = (one, other) if one < other else (other, one)
+        if key not in self._said:
+            ways = self.paths.between(one, other), self.paths.between(other, one)
+            links = np.array([link for way in ways for link, _ in way.parts], dtype=np.int64)
+            parts = [part * self.paths.seconds_per_byte[link] for way in ways for link, part in way.parts]
+            self._said[key] = _Between(
+                links, np.array(parts), max(way.alone for way in ways), max(way.latency for way in ways)
+            )
+        return self._said[key]
 
 
 def _neighbours(sizes: Sequence[int], axis: int) -> Iterator[tuple[int, int]]:
