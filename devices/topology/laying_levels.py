@@ -93,6 +93,7 @@ class Levels:
         assert cost.loads is not None
         self._cost, self._loads, self._count = cost, cost.loads, cost.count
         self._moves, self._block = moves, block
+        self._alone = np.maximum(self._loads.links.max(2), self._loads.alone)
         self._axes = [axis for axis in cost.axes if axis.pairs]
         limits = [self._limits(axis, floor) for axis, floor in zip(cost.axes, floors, strict=True) if axis.pairs]
         self._levels = [levels for levels, _ in limits]
@@ -116,7 +117,7 @@ class Levels:
 
     def _limits(self, axis: Axis, floor: float) -> tuple[list[float], list[Floats]]:
         """Return the levels of an axis, and for each which devices may be neighbours."""
-        alone = np.maximum(self._loads.links.max(2), self._loads.alone) * (axis.flows * axis.share)
+        alone = self._alone * (axis.flows * axis.share)
         pairs = np.maximum(alone + axis.steps * self._loads.latency, floor)
         np.fill_diagonal(pairs, math.inf)
         levels: list[float] = []
@@ -195,18 +196,21 @@ class Levels:
         self._limit = self._seconds * (1 - 1e-9)
         can = np.ones((self._count, self._count), dtype=bool)
         can[0, 1:] = False
-        return self._fill(can)
+        nothing = [_Said(np.zeros(1), 0.0, 0.0, floor) for floor in self._floors]
+        return all(map(_has_room, self._near, self._axes)) and self._fill(can, self._near, nothing)
 
-    def _fill(self, can: Mask) -> bool:
+    def _fill(self, can: Mask, near: Sequence[Floats], before: Sequence[_Said]) -> bool:
         """Place devices one after the other.
 
         Args:
             can: which devices each place may have; it is changed.
+            near: for each axis which devices may be neighbours.
+            before: what was said along each when that was known.
         """
         self._left -= 1
         if self._left < 0:
             raise _OutOfStepsError
-        if not self._narrow(can):
+        if not self._narrow(can, near):
             return False
         rows, columns = can.sum(1), can.sum(0)
         done, device = rows == 1, can.argmax(1)
@@ -220,21 +224,41 @@ class Levels:
                 self._order, self._seconds = order, seconds
                 return True
             return False
+        if any(one.taken > other.taken or one.latency > other.latency for one, other in zip(said, before, strict=True)):
+            nearer = self._nearer_than(near, said)
+            if nearer is None:
+                return False
+            near = nearer
         for place, chosen in self._choices(can, done, device, said, rows, columns):
             then = can.copy()
             then[place] = False
             then[:, chosen] = False
             then[place, chosen] = True
-            if self._fill(then):
+            if self._fill(then, near, said):
                 return True
             can[place, chosen] = False
         return False
 
-    def _narrow(self, can: Mask) -> bool:
+    def _nearer_than(self, near: Sequence[Floats], said: Sequence[_Said]) -> list[Floats] | None:
+        """Return which devices may still be neighbours along each axis, None if there are too few for its rings."""
+        total = math.fsum(each.taken for each in said)
+        found = []
+        for axis, mask, now in zip(self._axes, near, said, strict=True):
+            busiest = np.maximum(self._alone * axis.flows, now.alone)
+            taken = busiest * axis.share + axis.steps * np.maximum(self._loads.latency, now.latency)
+            nearer = mask * (taken < self._limit - (total - now.taken))
+            if not np.array_equal(nearer, mask):
+                mask = nearer
+                if not _has_room(mask, axis):
+                    return None
+            found.append(mask)
+        return found
+
+    def _narrow(self, can: Mask, nearest: Sequence[Floats]) -> bool:
         """Take out what places cannot have; return whether each has something left, and each device a place."""
         before = can.sum()
         while True:
-            for axis, near, after, ahead in zip(self._axes, self._near, self._after, self._before, strict=True):
+            for axis, near, after, ahead in zip(self._axes, nearest, self._after, self._before, strict=True):
                 reached = can.astype(np.float32) @ near > 0
                 can &= reached[after]
                 if axis.length > 2:
@@ -317,3 +341,13 @@ class Levels:
                 break
             first = least
         return first
+
+
+def _has_room(near: Floats, axis: Axis) -> bool:
+    """Return whether all devices that neighbours of neighbours reach can be in rings of the axis."""
+    reached = (near > 0) | np.eye(len(near), dtype=bool)
+    while True:
+        further = reached.astype(np.float32) @ reached > 0
+        if np.array_equal(further, reached):
+            return not (reached.sum(1) % axis.length).any()
+        reached = further
