@@ -256,7 +256,8 @@ class Levels:
 
     def _narrow(self, can: Mask, nearest: Sequence[Floats]) -> bool:
         """Take out what places cannot have; return whether each has something left, and each device a place."""
-        before = can.sum()
+        ones = np.ones(self._count, dtype=np.float32)
+        before = np.count_nonzero(can)
         while True:
             for axis, near, after, ahead in zip(self._axes, nearest, self._after, self._before, strict=True):
                 reached = can.astype(np.float32) @ near > 0
@@ -265,19 +266,20 @@ class Levels:
                     can &= reached[ahead]
                     # Its two neighbours are two devices.
                     can &= (can[after] | can[ahead]).astype(np.float32) @ near > 1
-            done = can.sum(1) == 1
-            placed = can[done].sum(0)
-            if (placed > 1).any():
+            number = can.astype(np.float32)
+            rows, columns = number @ ones, ones @ number
+            if not (rows.all() and columns.all()):
                 return False
-            can[np.ix_(~done, placed == 1)] = False
-            lone = can.sum(0) == 1
-            wanted = can[:, lone].sum(1)
-            if (wanted > 1).any():
+            done, lone = rows == 1, columns == 1
+            placed, wanted = done.astype(np.float32) @ number, number @ lone.astype(np.float32)
+            if placed.max() > 1 or wanted.max() > 1:
                 return False
-            can[np.ix_(wanted == 1, ~lone)] = False
-            now = can.sum()
+            # A device that has its place has no other, and one that has one place left has that.
+            can &= done[:, None] | (placed == 0)
+            can &= (wanted == 0)[:, None] | lone
+            now = np.count_nonzero(can)
             if now == before:
-                return bool(can.any(1).all() and can.any(0).all())
+                return True
             before = now
 
     def _said(self, done: Mask, device: Numbers) -> list[_Said]:
