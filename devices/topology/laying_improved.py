@@ -19,7 +19,7 @@ PLACES = 1_000, 10_000
 PARTS = 5_000, 50_000
 """So many places are looked at for domains; the latter where all devices are as near to each other."""
 
-STEPS = 700
+STEPS = 800
 """So many steps a search through 64 devices takes; through fewer, which takes less for each, more."""
 
 _EQUAL = 1 + 1e-9

@@ -104,6 +104,13 @@ class Levels:
         self._before = [np.empty(self._count, dtype=np.int64) for _ in self._axes]
         for (ones, others), after, before in zip(self._ends, self._after, self._before, strict=True):
             after[ones], before[others] = others, ones
+        # Turned round, an axis takes as long; so of the first place's neighbours the next may have the lesser device.
+        # Where devices can be exchanged, that is done instead: which of the next ones is the lesser then is not known.
+        self._turned = [
+            (int(after[0]), int(ahead[0]))
+            for axis, after, ahead in zip(self._axes, self._after, self._before, strict=True)
+            if axis.length > 2 and not len(moves)
+        ]
         self._order: tuple[int, ...] = ()
         self._seconds = self._limit = math.inf
         self._left = 0
@@ -259,6 +266,9 @@ class Levels:
         ones = np.ones(self._count, dtype=np.float32)
         before = np.count_nonzero(can)
         while True:
+            for one, other in self._turned:
+                can[one, self._count - 1 - int(can[other, ::-1].argmax()) :] = False
+                can[other, : int(can[one].argmax()) + 1] = False
             for axis, near, after, ahead in zip(self._axes, nearest, self._after, self._before, strict=True):
                 reached = can.astype(np.float32) @ near > 0
                 can &= reached[after]
