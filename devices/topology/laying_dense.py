@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MOST = 2_000
-"""So many sets of places of one size are looked at."""
 
+def can_be(size: int, around: Sequence[Sequence[int]], needed: Sequence[int], most: int) -> tuple[bool, int]:
+    """Return whether so many places can have so many pairs of neighbours, and how many sets of places were looked at.
 
-def can_be(size: int, around: Sequence[Sequence[int]], needed: Sequence[int]) -> bool:
-    """Return whether so many places can have so many pairs of neighbours; True too where that takes too long to say.
+    Where they would be too many, it is not known, and so can be.
 
     Of a set of places one has no more neighbours in it than all have in the mean. So it can be put together place by
     place so that all the smaller sets have many pairs too, and there are not many such sets.
@@ -18,6 +17,7 @@ def can_be(size: int, around: Sequence[Sequence[int]], needed: Sequence[int]) ->
         size: how many places.
         around: for each axis of each place its neighbours, as a number that has their bits set.
         needed: for each axis the pairs.
+        most: so many sets may be looked at.
     """
     beside = [0] * len(around[0])
     for axis in around:
@@ -28,6 +28,7 @@ def can_be(size: int, around: Sequence[Sequence[int]], needed: Sequence[int]) ->
         least[many - 1] = least[many] - 2 * least[many] // many
     # The mesh looks the same from all its places, so that the first of them is the first.
     sets = {1: 0}
+    looked = 0
     for many in range(2, size + 1):
         larger: dict[int, int] = {}
         for inside, pairs in sets.items():
@@ -40,16 +41,18 @@ def can_be(size: int, around: Sequence[Sequence[int]], needed: Sequence[int]) ->
                 more = pairs + (beside[place] & inside).bit_count()
                 if more >= least[many]:
                     larger[inside | 1 << place] = more
-            if len(larger) > MOST:
-                return True
+            looked += 1
+            if looked > most:
+                return True, looked
         sets = larger
-    return any(
+    found = any(
         all(
             sum((axis[place] & inside).bit_count() for place in members(inside)) >= 2 * pairs
             for axis, pairs in zip(around, needed, strict=True)
         )
         for inside in sets
     )
+    return found, looked
 
 
 def members(mask: int) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from devices.topology.graph import Topology
 from devices.topology.laying_bound import Bounds, Domain
-from devices.topology.laying_levels import Levels, raised
+from devices.topology.laying_levels import Levels, are_as_near, raised
 from devices.topology.laying_moves import moves
 from devices.topology.laying_parts import Parts
 from devices.topology.laying_search import Search
@@ -41,9 +41,8 @@ def improved(
     best, is_proven = search.improve(order, bounds.seconds, PLACES[0])
     if is_proven:
         return best, bounds.seconds, True
-    changing = moves(topology, cost.loads, [[each.members for each in level] for level in bounds.levels])
-    levels = Levels(cost, bounds.by_axis, changing)
-    bound, steps = bounds.seconds, PARTS[levels.are_one]
+    are_one = are_as_near(cost)
+    bound, steps = bounds.seconds, PARTS[are_one]
     for domains in bounds.levels:
         parts = Parts(cost, bounds.kinds(domains), domains)
         least, found = parts.least(cost.of(best), steps)
@@ -52,8 +51,9 @@ def improved(
         if cost.of(best) <= bound * _EQUAL:
             return best, bound, True
     best = _exchanged(best, cost)
-    if levels.are_one:
+    if are_one:
         return best, bound, cost.of(best) <= bound * _EQUAL
+    changing = moves(topology, cost.loads, [[each.members for each in level] for level in bounds.levels])
     floors = raised(cost, bounds.by_axis, best, changing)
     bound = max(bound, sum(floors))
     if cost.of(best) > bound * _EQUAL:

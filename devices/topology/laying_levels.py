@@ -52,6 +52,16 @@ class _OutOfStepsError(Exception):
     """The search has taken all the steps that it may."""
 
 
+def are_as_near(cost: Cost) -> bool:
+    """Return whether each two devices are as near to each other as any others, as far as an axis waits for it."""
+    assert cost.loads is not None
+    others = ~np.eye(cost.count, dtype=bool)
+    return all(
+        float(each[others].max()) <= float(each[others].min()) * (1 + 1e-9)
+        for each in (np.maximum(cost.loads.links.max(2), cost.loads.alone), cost.loads.latency)
+    )
+
+
 def raised(cost: Cost, floors: Sequence[float], order: Sequence[int], moves: Numbers) -> list[float]:
     """Return what each axis takes at least if the others take nothing, the devices being cut up into its rings.
 
@@ -116,11 +126,6 @@ class Levels:
         self._left = 0
         self._floors: list[float] = []
         self._near: list[Floats] = []
-
-    @property
-    def are_one(self) -> bool:
-        """Whether each two devices are as far apart as any others."""
-        return all(len(levels) == 1 for levels in self._levels)
 
     def _limits(self, axis: Axis, floor: float) -> tuple[list[float], list[Floats]]:
         """Return the levels of an axis, and for each which devices may be neighbours."""

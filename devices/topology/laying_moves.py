@@ -31,21 +31,30 @@ def moves(topology: Topology, loads: Loads, domains: Sequence[Sequence[Sequence[
     if not tried:
         return np.empty((0, loads.count), dtype=np.int64)
     found = np.array(tried, dtype=np.int64)
-    # A link's loads, all multiplied by numbers drawn at random and summed up, tell it from links with others.
+    # What is said over a link, all of it multiplied by numbers drawn at random and summed up, says which link it was.
     weights = np.random.default_rng(1).random((loads.count, loads.count))
     back = np.argsort(found, axis=1)
     many = np.stack([weights, *(weights[np.ix_(move, move)] for move in back)]).reshape(len(found) + 1, size)
-    sums = np.sort(many @ loads.links.reshape(size, -1), axis=1)
-    same = np.isclose(sums[1:], sums[0], rtol=1e-9, atol=0).all(1)
-    for number, move in enumerate(found):
+    sums = many @ loads.links.reshape(size, -1)
+    links = np.argsort(sums, axis=1)
+    ranked = np.take_along_axis(sums, links, axis=1)
+    kept = []
+    for move, same, its in zip(
+        found, np.isclose(ranked[1:], ranked[0], rtol=1e-9, atol=0).all(1), links[1:], strict=True
+    ):
         both = np.ix_(move, move)
-        same[number] &= bool(_is_same(loads.alone, loads.alone[both]) and _is_same(loads.latency, loads.latency[both]))
-    kept: Numbers = found[same]
-    return kept
+        if (
+            same
+            and _is_same(loads.alone, loads.alone[both])
+            and _is_same(loads.latency, loads.latency[both])
+            and _is_same(loads.links[:, :, links[0]], loads.links[both][:, :, its])
+        ):
+            kept.append(move)
+    return np.array(kept, dtype=np.int64).reshape(-1, loads.count)
 
 
 def _is_same(one: Floats, other: Floats) -> bool:
-    return bool(np.isclose(one, other, rtol=1e-9, atol=0).all())
+    return float(np.abs(one - other).max()) <= 1e-9 * float(one.max())
 
 
 def _turned(topology: Topology) -> Iterator[tuple[int, ...]]:

@@ -11,6 +11,9 @@ from devices.topology.laying_bound import Domain, Kinds
 from devices.topology.laying_dense import can_be, members
 from devices.topology.rings import Axis, Cost
 
+SETS = 2_000, 20_000
+"""So many sets of places are looked at to say which have no so many neighbours among themselves: once, and in all."""
+
 
 class _Crossed(NamedTuple):
     """An axis of which devices may have neighbours in other domains.
@@ -77,6 +80,8 @@ class Parts:
             self._all = [one | other for one, other in zip(self._all, around, strict=True)]
         self.left = 0
         """Steps that the last search did not take."""
+        self._sets = 0
+        self._too_many: list[list[int]] = []
         self._limit = self._seconds = math.inf
         self._found: dict[Domain, int] = {}
         self._kinds: Sequence[int] = ()
@@ -89,7 +94,7 @@ class Parts:
             limit: what takes no less is not looked for.
             steps: how many places may be looked at.
         """
-        self._limit, self.left = limit, steps
+        self._limit, self.left, self._sets = limit, steps, SETS[1]
         found: list[list[list[int]]] = []
         choices = [
             (sum(each.kinds[kind] for each, kind in zip(self._axes, choice, strict=True)), choice)
@@ -122,7 +127,15 @@ class Parts:
             # Those that have a neighbour in a line of two, which counts twice, are two by two.
             pairs = size - crossing // 2
             needed.append(max(0, -(-pairs // 2) if each.axis.length == 2 else pairs))
-        return not any(needed) or can_be(size, [each.around for each in self._axes], needed)
+        if not any(needed):
+            return True
+        if any(all(map(int.__ge__, needed, less)) for less in self._too_many):
+            return False
+        found, looked = can_be(size, [each.around for each in self._axes], needed, min(SETS[0], self._sets))
+        self._sets -= looked
+        if not found:
+            self._too_many.append(needed)
+        return found
 
     def _next(self, rest: int, domains: Sequence[Domain], taken: Sequence[float]) -> bool:
         """Fill some domains with the rest of the places; return whether it takes less than the limit."""
