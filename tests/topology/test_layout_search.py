@@ -25,6 +25,7 @@ from devices.topology import (
     torus,
 )
 from devices.topology.laying_bound import Bounds
+from devices.topology.laying_dense import can_be
 from devices.topology.laying_levels import Levels, raised
 from devices.topology.laying_moves import moves
 from devices.topology.laying_parts import Parts
@@ -161,6 +162,25 @@ def test_layouts_that_no_factors_give_are_found_and_proven(
     shares = [10.0 ** (place + 1 - len(sizes)) * 1e9 * (length - 1) / length for place, length in enumerate(sizes)]
     assert list(found.by_axis.values()) == pytest.approx([a * b for a, b in zip(loads, shares, strict=True)])
     assert found.proven
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 4), (3, 4)], ids=str)
+def test_whether_places_can_have_so_many_pairs_of_neighbours_agrees_with_all_sets_of_places(
+    sizes: tuple[int, ...],
+) -> None:
+    places = list(itertools.product(*map(range, sizes)))
+    around = []
+    for axis, length in enumerate(sizes):
+        turned = [{(*at[:axis], (at[axis] + step) % length, *at[axis + 1 :]) for step in (1, -1)} for at in places]
+        around.append([sum(1 << places.index(at) for at in each) for each in turned])
+    for many in (3, 4, 5):
+        pairs = set()
+        for chosen in itertools.combinations(range(len(places)), many):
+            inside = sum(1 << at for at in chosen)
+            pairs.add(tuple(sum((axis[at] & inside).bit_count() for at in chosen) // 2 for axis in around))
+        for needed in itertools.product(range(many), repeat=len(sizes)):
+            expected = any(all(a >= b for a, b in zip(each, needed, strict=True)) for each in pairs)
+            assert can_be(many, around, needed, 100_000)[0] == expected, (many, needed)
 
 
 def test_no_domain_of_eighteen_is_cut_into_pairs_of_nine() -> None:
