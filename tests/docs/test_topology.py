@@ -17,4 +17,4 @@ def test_what_the_document_says_is_so(tmp_path: Path, monkeypatch: pytest.Monkey
         elif block.language == "python":
             exec(compile(block.text, str(block), "exec"), {})
             ran += 1
-    assert ran == 8
+    assert ran == 9
