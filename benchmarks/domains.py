@@ -56,7 +56,13 @@ def main() -> None:
                 show(rate, sizes, run(namespaces, case))
     for lanes in filter(None, options.lanes.split(",")):
         rates = [int(rate) for rate in lanes.split(":")]
-        case = {"sizes": [2, 2], "bytes": options.bytes, "rates": rates, "turns": options.turns}
+        case = {
+            "sizes": [2, 2],
+            "bytes": options.bytes,
+            "rates": rates,
+            "turns": options.turns,
+            "verbs": options.verbs.split(","),
+        }
         with cables([f"{rate}mbit" for rate in rates]) as namespaces:
             show_lanes(rates, run(namespaces, case))
 
@@ -178,7 +184,8 @@ def measure_lanes(case: dict[str, object]) -> None:
             "all_to_all": lambda group: devices.all_to_all(x, group, out=y),
         }
         rows = []
-        for verb, call in verbs.items():
+        for verb in case["verbs"]:  # type: ignore[attr-defined]
+            call = verbs[verb]
             seen: dict[str, list[float]] = {name: [] for name in groups}
             for _ in range(case["turns"]):  # type: ignore[call-overload]
                 for name, group in groups.items():

@@ -20,6 +20,7 @@ from devices.algorithms.pipeline import Piece, run
 from devices.algorithms.started import DONE
 from devices.domains.alarm import Alarm
 from devices.domains.bridge import Bridge
+from devices.domains.consent import Consent
 from devices.domains.ended import Ended
 from devices.domains.inside import Inside, cut
 from devices.domains.members import Domains, crossings, overlaps
@@ -90,6 +91,8 @@ class DomainsCommunicator(Communicator):
         self._sizes = [len(ranks) for ranks in domains.members]
         self._alarm = Alarm(group, domains.names[self._mine], self._give_up, gone)
         self._bridge = Bridge(between, group, domains, inside.communicator, self._alarm.reason_of)
+        # Between vendors, one may refuse at a call what another takes.
+        self._consent = Consent(group, domains, self._bridge, None if gone is None else self._give_up)
         self.messages = self._messages = DomainsMessages(group, self._bridge, self._alarm)
         self._numbers = itertools.count(1)
         self._expected: dict[int, Asked] = {}
@@ -126,7 +129,9 @@ class DomainsCommunicator(Communicator):
                 self._bridge.agree(self._mark(call))
                 # Those that do not compare wait here for who does: nothing is sent before.
                 self._inside.barrier()
-            work()
+            refused = self._consent.run(call, work)
+        if refused is not None:
+            raise refused
         return DONE
 
     def _mark(self, call: Asked) -> Mark:
@@ -163,7 +168,7 @@ class DomainsCommunicator(Communicator):
                     peer = self._domains.members[at][place]
                     sends.append((peer, parts[at]))
                     recvs.append((peer, given[at]))
-        yield self._bridge.start(sends, recvs)
+        yield self._consent.start(sends, recvs)
         for given in sums:
             # Where this rank's own is one of the first two, the sum may lie there.
             _add_up(given, op, given[me] if me < 2 else given[0])
@@ -171,7 +176,7 @@ class DomainsCommunicator(Communicator):
                 given[me].copy_(given[0])
         # Back the same ways: of each lane this rank has one part, and the others get it.
         back = [(peer, sums[at // (len(self._sizes) - 1)][me]) for at, (peer, _) in enumerate(sends)]
-        yield self._bridge.start(back, sends)
+        yield self._consent.start(back, sends)
         self._inside.all_gather(places, own)
 
     def all_gather(self, output: Tensor, input: Tensor) -> Pending:
@@ -201,7 +206,7 @@ class DomainsCommunicator(Communicator):
                 start, stop = self._mine_of(total := len(theirs) * size)
                 parts[at] = piece.new_empty(stop - start)
                 recvs += self._ways(at, parts[at], total)
-        yield self._bridge.start(sends, recvs)
+        yield self._consent.start(sends, recvs)
         for at, part in parts.items():
             inside.all_gather(cut(of_domains[at], self._shares.cuts(me, len(of_domains[at]) * size)), part)
 
@@ -236,7 +241,7 @@ class DomainsCommunicator(Communicator):
                 begin, end = self._mine_of(inside.size * size)
                 came[at] = own.new_empty(end - begin)
                 recvs += self._ways(at, came[at], inside.size * size)
-        yield self._bridge.start(sends, recvs)
+        yield self._consent.start(sends, recvs)
         given = [came[at] if at == me else self._own_row(came[at], size) for at in range(len(of_domains))]
         _add_up(given, op, piece)
 
@@ -260,9 +265,9 @@ class DomainsCommunicator(Communicator):
         if turn == 0:
             inside.broadcast(piece, self._domains.members[first].index(src))
         else:
-            yield self._bridge.start([], self._ways((self._mine - 1) % count, own, length))
+            yield self._consent.start([], self._ways((self._mine - 1) % count, own, length))
         if turn < count - 1:
-            yield self._bridge.start(self._ways((self._mine + 1) % count, own, length), [])
+            yield self._consent.start(self._ways((self._mine + 1) % count, own, length), [])
         if turn:
             inside.all_gather(cut([piece], self._shares.cuts(self._mine, length)), own)
 
@@ -277,7 +282,8 @@ class DomainsCommunicator(Communicator):
             if self._shares.are_uneven:
                 swap = Swap(me, self._domains, self._shares, self._bridge)
                 came[me].copy_(sent[me])
-                run(swap.pieces(sent, came, counts, PIECE))
+                # Twice as long as others: of one piece there are two rounds of messages inside a domain.
+                run(swap.pieces(sent, came, counts, 2 * PIECE))
                 return
             pending = self._bridge.start([(peer, sent[peer]) for peer in peers], [(peer, came[peer]) for peer in peers])
             came[me].copy_(sent[me])

@@ -217,6 +217,11 @@ def goes_wrong(backends: list[str], odd: int, how: str) -> tuple[str, str, float
         if is_odd and how == "dies inside":
             # In its domain it has come to the call, and does not go on with it.
             _die_after_agreeing(w)
+        if is_odd and how == "is refused":
+            # The other rank of its domain is not, and waits for it in there.
+            _refuse(torch.int32)
+        if how == "is refused":
+            x = x.int()
         if is_odd and how == "raises":
             with w:
                 raise ValueError("batch 7 is bad")
@@ -224,6 +229,20 @@ def goes_wrong(backends: list[str], odd: int, how: str) -> tuple[str, str, float
     except errors.CollectiveError as error:
         return type(error).__name__, str(error), time.monotonic() - start
     raise AssertionError("no error")
+
+
+def _refuse(dtype: torch.dtype) -> None:
+    """Let this rank's vendor refuse a dtype."""
+    from devices.domains.natively import Natively
+
+    reduce_scatter = Natively.reduce_scatter
+
+    def refusing(self: Natively, output: torch.Tensor, input: torch.Tensor, op: str) -> Any:
+        if input.dtype is dtype:
+            raise errors.UnsupportedError(f"this chip reduces no {dtype}")
+        return reduce_scatter(self, output, input, op)
+
+    Natively.reduce_scatter = refusing
 
 
 def _die_after_agreeing(w: devices.World) -> None:

@@ -103,6 +103,7 @@ def alone() -> list[float]:
     [
         ("dies", "CollectiveError", ["rank 3", "died"]),
         ("dies inside", "CollectiveError", ["rank 3 died"]),
+        ("is refused", "CollectiveError", ["this chip reduces no torch.int32", "rank 3 of neuron"]),
         ("another size", "MismatchError", ["7 on rank 3", "8 on ranks 0, 1, 2", "mixed_cases.py"]),
     ],
 )

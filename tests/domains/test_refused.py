@@ -1,0 +1,82 @@
+"""A call over domains that what carries one of them refuses, over ranks that are threads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import devices.testing
+from devices import errors
+from devices._backend import Communicator, Pending
+from devices.algorithms.verbs import Verbs
+from devices.c10d.lanes import lanes_of
+from devices.domains.communicator import DomainsCommunicator
+from devices.domains.ended import Ended
+from devices.domains.inside import Inside
+from devices.domains.members import Domains
+from devices.domains.shares import Shares
+from devices.fabric.communicator import REDUCTIONS
+
+DOMAINS = Domains(((0, 3), (1, 2)), ("here", "there"))
+
+
+class _Vendor(Communicator):
+    """A vendor's, which reduces no int32 where it `refuses` that."""
+
+    def __init__(self, carried: Communicator, refuses: bool) -> None:
+        self._carried = carried
+        self._refuses = refuses
+
+    def reduce_scatter(self, output: torch.Tensor, input: torch.Tensor, op: str) -> Pending:
+        if self._refuses and input.dtype is torch.int32:
+            raise errors.UnsupportedError("these chips reduce no int32")
+        return self._carried.reduce_scatter(output, input, op)
+
+    def all_gather(self, output: torch.Tensor, input: torch.Tensor) -> Pending:
+        return self._carried.all_gather(output, input)
+
+
+def opened(limited: tuple[int, ...]) -> Verbs:
+    """Open a group over both domains, in which some ranks' devices have limits."""
+    rank = dist.get_rank()
+    groups = [dist.new_group(list(members)) for members in DOMAINS.members]
+    members = DOMAINS.members[mine := DOMAINS.of_rank(rank)]
+    lanes, own = lanes_of(dist.group.WORLD), lanes_of(groups[mine])
+    assert lanes is not None
+    assert own is not None
+    world = lanes.opened["cpu"]
+    host: Any = world._communicator
+    carried: Any = own.opened["cpu"]._communicator
+    inside = Inside(_Vendor(carried, rank in limited), members.index(rank), len(members), host, compares_all=True)
+    group = replace(lanes.group, store=lanes.group.store.under("refused"), name="refused")
+    gone = Ended(group, frozenset, lambda rank: False)
+    communicator = DomainsCommunicator(group, DOMAINS, Shares(DOMAINS), inside, host, REDUCTIONS, "a test", gone)
+    return Verbs(communicator, group, world.capabilities)
+
+
+def refused(_: devices.World, limited: tuple[int, ...]) -> list[str]:
+    verbs, said = opened(limited), []
+    me = dist.get_rank()
+    for _ in range(2):
+        x = torch.full((5,), me + 1, dtype=torch.int32)
+        with pytest.raises(errors.UnsupportedError) as caught:
+            verbs.all_reduce(x)
+        said.append(str(caught.value))
+        assert x.tolist() == [me + 1] * 5
+        verbs.all_reduce(y := torch.full((5,), me + 1.0))
+        assert y.tolist() == [10.0] * 5
+        verbs.all_gather(z := torch.empty(4, dtype=torch.int32), x[:1])
+        assert z.tolist() == [1, 2, 3, 4]
+    return said
+
+
+def test_what_one_domain_refuses_is_refused_on_every_rank_and_the_group_goes_on() -> None:
+    for rank, said in enumerate(devices.testing.run(refused, (1, 2), ranks=4)):
+        for text in said:
+            assert "these chips reduce no int32" in text
+            # Who was refused has the vendor's own words, the others also by whom.
+            assert ("as rank 1 of there was told" in text) is (rank in (0, 3)), text
