@@ -29,7 +29,10 @@ def test_every_verb_computes_what_plain_torch_does(domains: tuple[int, ...], lin
         assert "inside of them" in said
         assert "between them gloo" in said
         if links:
-            assert re.search(r"predicted for 64 MiB: all_reduce \S+ \S+ \(\S+ \S+ to \S+ \S+\), all_gather", said), said
+            assert "predicted for 64 MiB: " in said
+            # Three domains that are measured as unequal may have schedules of their own.
+            for verb in ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all"):
+                assert re.search(rf"\b{verb} (\S+ \S+ \(\S+ \S+ to \S+ \S+\)|is faster, by its schedule)", said), said
         else:
             assert "not predicted: the bandwidth of each rank's way to island-0 and island-1 is not known; set" in said
     # The rank itself is in the line above.
