@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -100,7 +100,7 @@ class Communicator:
         note: what carries the group, in words, for `devices.explain()`.
         ways: how it does its own verbs, in words, by the verb's name, for `devices.explain(group)`.
         predicted: how long its verbs are predicted to take, or which figure is missing for that, in words, for
-            `devices.explain(group)`; "" where nothing is said.
+            `devices.explain(group)`; or what returns those. "" where nothing is said.
         reduce_spares: whether its `reduce` leaves the tensors of all ranks but `dst` as they are.
         anew: up to so many bytes `all_reduced` costs less than a copy and an `all_reduce` in place; -1 if never.
         planned: schedules, the same on all ranks, that it has made for verbs of its group as it was opened.
@@ -115,7 +115,7 @@ class Communicator:
     reductions: Mapping[str, frozenset[torch.dtype]] | None = None
     note: str = ""
     ways: Mapping[str, str] = MappingProxyType({})
-    predicted: str = ""
+    predicted: str | Callable[[], str] = ""
     anew: int = -1
     planned: Sequence[Any] = ()
 

@@ -404,7 +404,8 @@ class Verbs:
     @property
     def predicted(self) -> str:
         """How long its verbs are predicted to take, in words, as far as the communicator says it."""
-        return "" if self._communicator is None else self._communicator.predicted
+        said = "" if self._communicator is None else self._communicator.predicted
+        return said if isinstance(said, str) else said()
 
     @property
     def ways(self) -> dict[str, str]:

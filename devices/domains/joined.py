@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import final
 
 from devices._backend import Capabilities, Communicator, Group
@@ -31,12 +32,12 @@ class Fabrics:
     ports: Mapping[str, Port] = field(default_factory=dict)
     releases: Mapping[str, str] = field(default_factory=dict)
 
-    def predicted(self, vendors: Vendors, ranks: Sequence[int]) -> str:
-        """Return what a fabric that all of some ranks are on predicts of a group of them, in words; "" if none is."""
+    def predicted(self, vendors: Vendors, ranks: Sequence[int]) -> Callable[[], str] | None:
+        """Return what says, in words, what a fabric predicts of some ranks that are all on it; None if none is."""
         for name, interop in self.interops.items():
             if vendors.are_on(name, ranks):
-                return by_fabric(interop, vendors.sides(name, ranks), self.ports[name].assumed)
-        return ""
+                return partial(by_fabric, interop, vendors.sides(name, ranks), self.ports[name].assumed)
+        return None
 
 
 @final
@@ -67,9 +68,8 @@ class Joining:
         self._shared = found
         return ""
 
-    @property
     def predicted(self) -> str:
-        """How long verbs take, as the fabric predicts it, in words."""
+        """Return how long verbs take, as the fabric predicts it, in words."""
         return by_fabric(self._interop, self._vendors.sides(self._name, self._group.ranks), self._assumed)
 
     def leave(self) -> None:

@@ -67,7 +67,7 @@ class MixedBackend(Backend):
     def open(self, group: Group) -> Communicator:
         found = self._open(group)
         if (interop := self._mixed.interop) is not None:
-            found.predicted = by_fabric(interop, self._mixed.sides_of(group.ranks), self._mixed.assumed)
+            found.predicted = partial(by_fabric, interop, self._mixed.sides_of(group.ranks), self._mixed.assumed)
         return found
 
     def _open(self, group: Group) -> Communicator:
