@@ -14,6 +14,7 @@ from devices import errors
 from devices._backend import Communicator, Pending
 from devices.algorithms.verbs import Verbs
 from devices.c10d.lanes import lanes_of
+from devices.domains import consent
 from devices.domains.communicator import DomainsCommunicator
 from devices.domains.ended import Ended
 from devices.domains.inside import Inside
@@ -74,7 +75,11 @@ def refused(_: devices.World, limited: tuple[int, ...]) -> list[str]:
     return said
 
 
-def test_what_one_domain_refuses_is_refused_on_every_rank_and_the_group_goes_on() -> None:
+def test_what_one_domain_refuses_is_refused_on_every_rank_and_the_group_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # However slow the machine is.
+    monkeypatch.setattr(consent, "PATIENCE", 300.0)
     for rank, said in enumerate(devices.testing.run(refused, (1, 2), ranks=4)):
         for text in said:
             assert "these chips reduce no int32" in text
