@@ -41,11 +41,12 @@ def test_what_is_clearly_faster_over_unequal_links_is_worth_a_schedule() -> None
 @pytest.mark.parametrize(
     ("domains", "bandwidths"),
     [
-        (Domains(((0, 1), (2, 3), (4, 5)), ("a", "b", "c")), [1e8] * 6),
+        (Domains(((0, 1), (2, 3), (4, 5)), ("a", "b", "c")), [1e7] * 6),
+        (ONE_SLOW, [4e8] * 3 + [25e8] * 2),
         (Domains(((0, 1), (2, 3)), ("a", "b")), [1e8, 1e6, 1e8, 1e8]),
         (ONE_SLOW, None),
     ],
-    ids=["equal links", "two domains", "nobody knows"],
+    ids=["equal links", "fast links", "two domains", "nobody knows"],
 )
 def test_no_schedule_is_made_where_the_verbs_own_ways_are_as_fast(
     domains: Domains, bandwidths: list[float] | None
