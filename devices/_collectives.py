@@ -29,7 +29,7 @@ from devices.calls.flat import Call, differentiable
 from devices.calls.groups import GroupLike, compiled_group, own_verbs, verbs_over
 from devices.calls.packing import Tensor, Tensors
 from devices.calls.quick import NOT_PLAIN, is_plain
-from devices.calls.scatter import start_scatter
+from devices.calls.scatter import scatter as scattered
 from devices.calls.verb import Verb
 from devices.calls.weighted import weighted_mean
 from devices.errors import UnsupportedError
@@ -306,7 +306,7 @@ def scatter(
     ...     devices.scatter(torch.tensor([1, 2]), src=0)
     tensor([1, 2])
     """
-    return start_scatter(x, group, src, dim, sizes, out).run(out, async_op)
+    return scattered(x, group, src, dim, sizes, out, async_op)
 
 
 def permute(
@@ -333,6 +333,9 @@ def permute(
     ...     devices.permute(torch.tensor([1, 2]), pairs=[(0, 0)])
     tensor([1, 2])
     """
+    pairs = list(pairs)
+    if not async_op and (done := quick.permute(x, group, pairs, out)) is not NOT_PLAIN:
+        return done
     verb = Verb("permute", x, group)
     ways = tuple((verb.check_rank("a source", source), verb.check_rank("a destination", to)) for source, to in pairs)
     for ends, what in ((0, "source"), (1, "destination")):

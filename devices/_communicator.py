@@ -178,6 +178,10 @@ class Communicator:
         """Fill `output` with this rank's part of rank `src`'s `input`; elsewhere `input` is None."""
         raise _not_here(self, "scatter")
 
+    def permute(self, output: torch.Tensor | None, input: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> Pending:
+        """Fill `output` on the second rank of each pair with the `input` of the first; it is None on other ranks."""
+        raise _not_here(self, "permute")
+
     def recv_any(self, tensor: torch.Tensor, tag: int) -> PendingFrom:
         """Fill `tensor`, which is as a `Message`'s, with what the first rank to send something of that tag sends."""
         raise _not_here(self, "recv_any")

@@ -59,7 +59,7 @@ TABLE: dict[str, tuple[Lowering, ...]] = {
     "barrier": (Lowering(_EXCHANGE, by_exchange.barrier), Lowering(_GATHER, by_gather.barrier)),
 }
 
-_OWN = (*(verb for verb in TABLE if verb != "permute"), "exchange", "recv_any")
+_OWN = (*TABLE, "exchange", "recv_any")
 
 
 def own_verbs(communicator: Communicator) -> frozenset[str]:

@@ -364,6 +364,8 @@ class Verbs:
         if not input.numel():
             return self._runner.nothing(record, async_op, flat)
         args = None if output is None else as_bytes(output), as_bytes(input), pairs
+        if verb in self._own:
+            return self._runner.hand_on(record, self._on.communicator.permute, args, async_op, flat)
         return self._move(record, args, async_op, flat)
 
     def barrier(self, *, async_op: bool = False) -> Pending:

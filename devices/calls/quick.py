@@ -6,6 +6,7 @@ what lies otherwise, and says what is wrong.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -46,11 +47,11 @@ def broadcast(x: Any, group: GroupLike, src: int, out: Tensors | None) -> Any:
         return NOT_PLAIN
     if out is not x:
         given = x
-        if (x := _result(given, given.shape, out)) is None:
+        if (x := result_like(given, given.shape, out)) is None:
             return NOT_PLAIN
         if is_given:
             x.copy_(given)
-    verbs.broadcast(_flat(x), src)
+    verbs.broadcast(flat(x), src)
     return x
 
 
@@ -62,14 +63,14 @@ def reduce(x: Any, group: GroupLike, dst: int, op: str, out: Tensors | None) -> 
         return NOT_PLAIN
     if verbs.group.rank != dst:
         # Nothing is written there.
-        verbs.reduce(_flat(x), dst, op)
+        verbs.reduce(flat(x), dst, op)
         return None
     if out is not x:
         given = x
-        if (x := _result(given, given.shape, out)) is None:
+        if (x := result_like(given, given.shape, out)) is None:
             return NOT_PLAIN
         x.copy_(given)
-    verbs.reduce(_flat(x), dst, op)
+    verbs.reduce(flat(x), dst, op)
     return x
 
 
@@ -77,9 +78,9 @@ def all_gather(x: Any, group: GroupLike, out: Tensors | None) -> Any:
     if not is_plain(x):
         return NOT_PLAIN
     verbs = verbs_over(group, x)
-    if (result := _result(x, _joined(x, verbs.group.size), out)) is None:
+    if (result := result_like(x, _joined(x, verbs.group.size), out)) is None:
         return NOT_PLAIN
-    verbs.all_gather(_flat(result), _flat(x))
+    verbs.all_gather(flat(result), flat(x))
     return result
 
 
@@ -90,11 +91,11 @@ def gather(x: Any, group: GroupLike, dst: int, out: Tensors | None) -> Any:
     if type(dst) is not int or not 0 <= dst < verbs.group.size:
         return NOT_PLAIN
     if verbs.group.rank != dst:
-        verbs.gather(None, _flat(x), dst)
+        verbs.gather(None, flat(x), dst)
         return None
-    if (result := _result(x, _joined(x, verbs.group.size), out)) is None:
+    if (result := result_like(x, _joined(x, verbs.group.size), out)) is None:
         return NOT_PLAIN
-    verbs.gather(_flat(result), _flat(x), dst)
+    verbs.gather(flat(result), flat(x), dst)
     return result
 
 
@@ -103,9 +104,9 @@ def reduce_scatter(x: Any, group: GroupLike, op: str, out: Tensors | None) -> An
         return NOT_PLAIN
     verbs = verbs_over(group, x)
     length, left = divmod(x.shape[0], verbs.group.size)
-    if left or (result := _result(x, (length, *x.shape[1:]), out)) is None:
+    if left or (result := result_like(x, (length, *x.shape[1:]), out)) is None:
         return NOT_PLAIN
-    verbs.reduce_scatter(_flat(result), _flat(x), op)
+    verbs.reduce_scatter(flat(result), flat(x), op)
     return result
 
 
@@ -113,13 +114,32 @@ def all_to_all(x: Any, group: GroupLike, out: Tensors | None) -> Any:
     if not is_plain(x):
         return NOT_PLAIN
     verbs = verbs_over(group, x)
-    if x.shape[0] % verbs.group.size or (result := _result(x, x.shape, out)) is None:
+    if x.shape[0] % verbs.group.size or (result := result_like(x, x.shape, out)) is None:
         return NOT_PLAIN
-    verbs.all_to_all(_flat(result), _flat(x))
+    verbs.all_to_all(flat(result), flat(x))
     return result
 
 
-def _flat(x: Tensor) -> Tensor:
+def permute(x: Any, group: GroupLike, pairs: Sequence[tuple[int, int]], out: Tensors | None) -> Any:
+    if not is_plain(x):
+        return NOT_PLAIN
+    verbs = verbs_over(group, x)
+    rank, size = verbs.group.rank, verbs.group.size
+    sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+    for ranks in (sources, targets):
+        if len(set(ranks)) < len(ranks) or not all(type(each) is int and 0 <= each < size for each in ranks):
+            return NOT_PLAIN
+    if (result := result_like(x, x.shape, out)) is None:
+        return NOT_PLAIN
+    ways = tuple(zip(sources, targets, strict=True))
+    if rank in targets:
+        verbs.permute(flat(result), flat(x), ways)
+        return result
+    verbs.permute(None, flat(x), ways)
+    return result.zero_()
+
+
+def flat(x: Tensor) -> Tensor:
     return x if x.ndim == 1 else x.view(-1)
 
 
@@ -127,7 +147,7 @@ def _joined(x: Tensor, size: int) -> tuple[int, ...]:
     return x.shape[0] * size, *x.shape[1:]
 
 
-def _result(x: Tensor, shape: tuple[int, ...], out: Tensors | None) -> Tensor | None:
+def result_like(x: Tensor, shape: Sequence[int], out: Tensors | None) -> Tensor | None:
     """Return what is to hold the result of `x`, a new tensor or `out`; None if that is not plain memory of its own."""
     if out is None:
         return x.new_empty(shape)

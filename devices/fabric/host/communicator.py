@@ -326,6 +326,22 @@ class SharedMemoryCommunicator(Communicator):
                 end += length
         return DONE
 
+    def permute(self, output: Tensor | None, input: Tensor, pairs: Sequence[tuple[int, int]]) -> Pending:
+        key = self._key("permute", input, input.numel())
+        into, array = None if output is None else array_of(output), array_of(input)
+        sends = any(source == self._rank for source, _ in pairs)
+        source = next((source for source, target in pairs if target == self._rank), self._rank)
+        with self._in_call:
+            if array.nbytes > SMALL:
+                self._meet(key)
+                given = array if sends else None
+                large.permute(self._rounds, self._rank, into, given, source, array.size, self._about(key))
+                return DONE
+            slots = self._meet(key, array if sends else None)
+            if into is not None:
+                into[...] = slots[source][: array.size]
+        return DONE
+
     def barrier(self) -> Pending:
         with self._in_call:
             self._meet(self._key("barrier", None))

@@ -222,6 +222,20 @@ def gather_parts(rounds: Rounds, rank: int, parts: Sequence[Sequence[Array]], in
                     np.copyto(target, buffers[peer][at : at + target.size])
 
 
+def permute(
+    rounds: Rounds, rank: int, output: Array | None, input: Array | None, source: int, size: int, about: About
+) -> None:
+    """Fill `output`, where there is one, with the input of rank `source`; each is of `size` bytes."""
+    for start in range(0, size, BUFFER):
+        piece = slice(start, min(start + BUFFER, size))
+        length = piece.stop - start
+        if input is not None:
+            np.copyto(rounds.following()[rank][:length], input[piece])
+        buffers = rounds.meet(about)
+        if output is not None:
+            np.copyto(output[piece], buffers[source][:length])
+
+
 def reduce_all(inputs: Sequence[Array], op: Combine, out: Array) -> None:
     """Write the reduction of two or more arrays, in their order, into `out`, which may be one of the first two."""
     op(inputs[0], inputs[1], out)

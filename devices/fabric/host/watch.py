@@ -21,7 +21,15 @@ YIELDING = 0.001
 LOOKS = 200
 """So many times a rank gives its core away before it looks at the clock."""
 
+ALONE = 20
+"""Of so many looks in vain, where ranks exceed cores, there is no peer that takes the core while it is given away."""
+
+OFTEN = 3
+"""After more waits in a row in which that was so, a rank sleeps in them: its peers share another core, and the kernel
+moves one of them only to a core that idles."""
+
 NAP = 50e-6
+SHORT_NAP = 1e-6
 LONG_NAP = 0.001
 
 _sched_yield = os.sched_yield
@@ -48,7 +56,9 @@ class Watch:
         self._peers = Peers(others)
         self._timeout = group.timeout.total_seconds()
         # Where ranks exceed cores, every look of ours is time that a peer would need.
-        self.spins = 100 if group.size <= len(os.sched_getaffinity(0)) else 0
+        self._is_crowded = group.size > len(os.sched_getaffinity(0))
+        self.spins = 0 if self._is_crowded else 100
+        self._alone = 0
         self._main = threading.main_thread().ident
         self._cause = ""
         self.forget()
@@ -70,15 +80,22 @@ class Watch:
         if threading.get_ident() != self._main:
             return False
         spins, left = self.spins, LOOKS
+        alone_at = LOOKS - ALONE if self._is_crowded else 0
         for index in indices:
             while words[index] != value:
                 if spins:
                     spins -= 1
                     continue
-                if not left:
-                    return False
+                if left == alone_at:
+                    if not left:
+                        return False
+                    self._alone += 1
+                    if self._alone > OFTEN:
+                        time.sleep(SHORT_NAP)
                 left -= 1
                 _sched_yield()
+        if left > alone_at:
+            self._alone = 0
         return True
 
     def until(

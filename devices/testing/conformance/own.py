@@ -23,6 +23,7 @@ _ALL = (
     "scatter",
     "all_to_all",
     "broadcast",
+    "permute",
     "barrier",
 )
 
@@ -61,7 +62,7 @@ def own_of(subject: Subject) -> Own | None:
     declared = sorted(op for op, dtypes in subject.capabilities.reductions.items() if dtypes)
     missing = [verb for verb in REDUCING if verb not in found]
     unused = tuple(f"{verb} of {', '.join(declared)}" for verb in missing) if declared else ()
-    composed = [verb for verb in (*_ALL[1:], "permute") if verb not in found]
+    composed = [verb for verb in _ALL[1:] if verb not in found]
     return Own(tuple(verb for verb in _ALL if verb in found), tuple(composed), unused, _MESSAGES in found)
 
 
