@@ -80,15 +80,15 @@ class Watch:
         if threading.get_ident() != self._main:
             return False
         spins, left = self.spins, LOOKS
-        alone_at = LOOKS - ALONE if self._is_crowded else 0
+        alone_at = LOOKS - ALONE if self._is_crowded else -1
         for index in indices:
             while words[index] != value:
                 if spins:
                     spins -= 1
                     continue
+                if not left:
+                    return False
                 if left == alone_at:
-                    if not left:
-                        return False
                     self._alone += 1
                     if self._alone > OFTEN:
                         time.sleep(SHORT_NAP)
