@@ -74,6 +74,11 @@ class Store:
         """Add `amount` to the whole number at `key`, 0 at first, and return the sum: of two ranks, one has it first."""
         return self.torch.add(key, amount)
 
+    def first(self, key: str, value: Any) -> Any:
+        """Set `key` to `value`, which must be JSON, unless it is set; return what it is then, the same on all ranks."""
+        text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        return json.loads(self.torch.compare_set(key, "", text))
+
     def get_all(self, keys: Sequence[str]) -> list[Any]:
         """Return the values of `keys`, waiting for them up to the store's timeout."""
         has_many: bool = self.torch.has_extended_api()  # type: ignore[attr-defined]  # not in the stubs

@@ -1,4 +1,8 @@
-"""What went wrong in one domain, told to the ranks of all others: the first to notice says it, everyone raises it."""
+"""What went wrong in one domain, told to the ranks of all others: the first to notice says it, everyone raises it.
+
+Whoever fails has said why before its peers can notice: before it gives up what they wait for, or closes its
+connections. So what is found because of another's failure, as that its connection was closed, is never said first.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,22 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 from devices._backend import Group
 from devices._store import Store
-from devices.domains.ended import Asking, Ended
+from devices.domains.ended import Asking, Ended, check_served
 from devices.errors import CollectiveError, CollectiveTimeoutError, MismatchError
 
 LOOK = 0.25
 """Seconds between two looks at whether another domain has given up, while a call is under way."""
 
-PATIENCE = 2.0
-"""Seconds for which a rank asks the store what others have said."""
+PATIENCE = 10.0
+"""Seconds for which a rank waits for the store, which answers at once, or later where the machine is busy with other
+things: not at all where who serves it is stopped."""
+
+_AFTER = 0.2
+"""Seconds for which a rank looks for what a peer said as it ended. It was said before the peer's connections closed."""
 
 _KINDS = {kind.__name__: kind for kind in (MismatchError, CollectiveTimeoutError)}
 
@@ -38,7 +46,9 @@ class Alarm:
         self._group = group
         self._store: Store = group.store.under("alarm")
         self._asking = Asking(self._store)
+        self._is_unanswered = False
         self._domain = domain
+        self._me = f"rank {group.ranks[group.rank]} of {domain}"
         self._give_up = weakref.WeakMethod(give_up)
         self._gone = gone
         self._lost = ""
@@ -77,19 +87,13 @@ class Alarm:
 
     def _told(self, error: BaseException) -> CollectiveError:
         """Say what this rank has found, unless another did before; return the error that all raise."""
-        mine = f"rank {self._group.ranks[self._group.rank]} of {self._domain}"
         kind, text = type(error).__name__, str(error) or type(error).__name__
         if self._lost:
             # What waited here was given up since then: that is not why.
             kind, text = CollectiveError.__name__, self._lost
         elif not isinstance(error, MismatchError) and (lost := self._soon_gone()):
             text = f"{lost}: {text}"
-        found: list[dict[str, str]] = []
-        # The store may be with a rank that is stopped, or gone.
-        asking = threading.Thread(target=self._ask, args=({"kind": kind, "text": text, "by": mine}, found), daemon=True)
-        asking.start()
-        asking.join(PATIENCE)
-        told = found[0] if found else {"kind": kind, "text": text, "by": mine}
+        told = self._first_of({"kind": kind, "text": text, "by": self._me})
         return self._raised(told["kind"], told["text"], told["by"])
 
     def _soon_gone(self) -> str:
@@ -101,33 +105,38 @@ class Alarm:
             time.sleep(0.01)
         return ""
 
-    def _ask(self, mine: dict[str, str], found: list[dict[str, str]]) -> None:
-        """Find what the first to notice an error said of it; that is `mine` if this rank is the first."""
-        with contextlib.suppress(Exception):
-            if self._store.add("told", 1) == 1:
-                self._store.set("error", mine)
-                found.append(mine)
-            elif self._store.comes("error", PATIENCE):
-                found.append(self._store.get("error"))
+    def _first_of(self, mine: dict[str, str]) -> dict[str, str]:
+        """Return what the first to notice an error said of it; that is `mine` if this rank is the first."""
+        told: dict[str, str] | None = self._answered(lambda store: store.first("error", mine))
+        return mine if told is None else told
+
+    def _answered(self, ask: Callable[[Store], Any]) -> Any:
+        """Return what the store answers, once it does; None if who serves it has ended, or does not answer at all."""
+        found: list[Any] = []
+
+        def call() -> None:
+            with contextlib.suppress(Exception):
+                check_served(self._store.torch)
+                # Another thread may wait at the connection that all share.
+                found.append(ask(self._store.apart() or self._store))
+
+        if not self._is_unanswered:
+            asking = threading.Thread(target=call, daemon=True)
+            asking.start()
+            asking.join(PATIENCE)
+            self._is_unanswered = asking.is_alive()
+        return found[0] if found else None
 
     def leave(self, reason: str) -> None:
-        """Say that this rank's program ends, and for what error."""
+        """Say that this rank's program ends, and for what error; return once others can read it."""
         self._has_left = True
         if self.error is None:
-            leaving = threading.Thread(target=self._say, args=(reason,), daemon=True)
-            leaving.start()
-            leaving.join(PATIENCE)
-
-    def _say(self, reason: str) -> None:
-        with contextlib.suppress(Exception):
-            self._store.set(f"left/{self._group.rank}", reason)
+            self._answered(lambda store: store.set(f"left/{self._group.rank}", reason))
 
     def reason_of(self, rank: int) -> str:
         """Return what a rank of the group that does not answer said as it ended, or nothing."""
-        with contextlib.suppress(Exception):
-            if self._store.comes(f"left/{rank}", 0.2):
-                return str(self._store.get(f"left/{rank}"))
-        return ""
+        key = f"left/{rank}"
+        return str(self._answered(lambda store: store.get(key) if store.comes(key, _AFTER) else "") or "")
 
     def _raised(self, kind: str, text: str, by: str) -> CollectiveError:
         return _KINDS.get(kind, CollectiveError)(f"{self._group}, {self._domain}: {text}, as {by} found")
@@ -150,6 +159,8 @@ class Alarm:
             return True
         if self._gone is not None and (lost := self._gone()):
             self._lost = lost
+            # Before: peers on other hosts, who do not see that it died, are to find that this rank gave up after it.
+            self._first_of({"kind": CollectiveError.__name__, "text": lost, "by": self._me})
             if (give_up := self._give_up()) is not None:
                 give_up()
             return False

@@ -100,11 +100,11 @@ class Ended:
     def _say(self) -> None:
         # Whose store is gone cannot be asked whether this rank was through.
         with contextlib.suppress(Exception):
-            _connect(self._store.torch)
+            check_served(self._store.torch)
             self._store.set(str(self._group.rank), True)
 
 
-def _connect(store: dist.Store) -> None:
+def check_served(store: dist.Store) -> None:
     """Raise if who serves a store has ended: torch would say so at length on standard error."""
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store

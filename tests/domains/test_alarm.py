@@ -1,0 +1,105 @@
+"""Which error of a group's ranks all of them raise: the first cause, however slow the store is that tells it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from devices import Device, Group, Store
+from devices.domains.alarm import Alarm
+from devices.errors import CollectiveError
+
+
+class LateStore(dist.Store):
+    """A store that answers nothing until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds = dist.HashStore()
+        self.answers = threading.Event()
+
+    def set(self, key: str, value: Any) -> None:
+        self.answers.wait(60)
+        self.holds.set(key, value)
+
+    def get(self, key: str) -> bytes:
+        self.answers.wait(60)
+        return self.holds.get(key)
+
+    def add(self, key: str, amount: int) -> int:
+        self.answers.wait(60)
+        return self.holds.add(key, amount)
+
+    def compare_set(self, key: str, expected: Any, desired: Any) -> bytes:
+        self.answers.wait(60)
+        return self.holds.compare_set(key, bytes(expected).decode(), bytes(desired).decode())
+
+    def check(self, keys: Sequence[str]) -> bool:
+        self.answers.wait(60)
+        return self.holds.check(list(keys))
+
+    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+        self.answers.wait(60)
+        self.holds.wait(list(keys), timeout or timedelta(seconds=60))
+
+
+class Rank:
+    """A rank of a group whose domains are its ranks."""
+
+    def __init__(self, rank: int, store: dist.Store) -> None:
+        device = Device("chip", "cpu", 0)
+        self._store = store
+        group = Group((4, 5, 6), rank - 4, device, Store(store), timedelta(seconds=60), "mixed")
+        self.alarm = Alarm(group, f"chip {rank}", self.give_up)
+        self.had_told: list[bool] = []
+
+    def give_up(self) -> None:
+        """Note whether the others can read why."""
+        if isinstance(self._store, LateStore):
+            self.had_told.append(self._store.holds.check(["alarm/error"]))
+
+    def fails(self, error: Exception) -> str:
+        with pytest.raises(CollectiveError) as caught, self.alarm:
+            raise error
+        return str(caught.value)
+
+
+def test_a_rank_that_fails_has_said_why_before_others_can_notice_also_to_a_store_that_is_slow() -> None:
+    store = LateStore()
+    first, leaving = Rank(4, store), Rank(6, store)
+    left: list[bool] = []
+
+    def leave() -> None:
+        leaving.alarm.leave("ValueError: batch 7 is bad")
+        left.append(store.holds.check(["alarm/left/2"]))
+
+    leaves = threading.Thread(target=leave, daemon=True)
+    leaves.start()
+    # As long as is promised for an error to be told on a machine that does nothing else, and longer.
+    threading.Timer(2.5, store.answers.set).start()
+    assert "chip 4: the cause, as rank 4 of chip 4 found" in first.fails(RuntimeError("the cause"))
+    leaves.join(30)
+    assert (first.had_told, left) == ([True], [True])
+    assert first.alarm.reason_of(2) == "ValueError: batch 7 is bad"
+    second = Rank(5, store)
+    assert "chip 5: the cause, as rank 4 of chip 4 found" in second.fails(RuntimeError("Connection closed by peer"))
+
+
+def test_a_rank_that_fails_says_so_at_once_while_another_thread_waits_at_the_stores_connection() -> None:
+    served = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", served.port, is_master=False, wait_for_workers=False)
+    waits = threading.Thread(target=store.wait, args=(["never"], timedelta(seconds=60)), daemon=True)
+    waits.start()
+    rank, start = Rank(4, store), time.monotonic()
+    assert "the cause, as rank 4 of chip 4 found" in rank.fails(RuntimeError("the cause"))
+    # Else it would be as long as it waits for a store that does not answer.
+    assert time.monotonic() - start < 9
+    assert served.check(["alarm/error"])
+    served.set("never", "")
+    waits.join(30)
