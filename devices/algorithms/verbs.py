@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, final
+from typing import final
 
 import torch
 
-from devices._backend import Capabilities, Communicator, Group, Message, NotHereError, Pending, PendingFrom
-from devices._store import Store
+from devices._backend import Capabilities, Communicator, Group, Message, Pending, PendingFrom
 from devices.algorithms import forked
 from devices.algorithms.arithmetic import MEANINGFUL, check_reduction
 from devices.algorithms.as_bytes import as_bytes, copy_alone, scaled
+from devices.algorithms.carried import Carried
 from devices.algorithms.lines import caller
 from devices.algorithms.lowerings import Lowering, compose, own_verbs
 from devices.algorithms.messages import Messages
@@ -24,7 +24,7 @@ from devices.algorithms.runner import Runner
 from devices.algorithms.started import DONE, Started, fail, failure
 from devices.algorithms.transport import Transport
 from devices.algorithms.ways import ways
-from devices.errors import DevicesError, PluginError, UnsupportedError
+from devices.errors import DevicesError, PluginError
 from devices.recorder.files import join
 from devices.recorder.record import VERB, Record, end
 
@@ -34,7 +34,7 @@ _NONE: Mapping[torch.dtype, str] = MappingProxyType({})
 
 
 @final
-class Verbs:
+class Verbs(Carried):
     """A group's verbs, seen from one rank: native where the communicator has them and they fit, else composed.
 
     All tensors are flat, contiguous and on the group's device. Each verb returns a `Pending`, already done unless
@@ -63,9 +63,7 @@ class Verbs:
         capabilities: Capabilities,
         lacks: Mapping[torch.dtype, str] = _NONE,
     ) -> None:
-        self.group = group
-        self.capabilities = capabilities
-        self._communicator = communicator
+        super().__init__(communicator, group, capabilities)
         self._size, self._rank = group.size, group.rank
         self._require = Requirements(group, capabilities.dtypes, lacks)
         # The pairs of op and dtype that all_reduce needs to do nothing for, and those that it hands on as they are,
@@ -395,29 +393,9 @@ class Verbs:
         return self._messages.exchange("exchange", sends, recvs, async_op)
 
     @property
-    def note(self) -> str:
-        """What carries the group, in words."""
-        return "" if self._communicator is None else self._communicator.note
-
-    def are_by(self, kind: type[Communicator]) -> bool:
-        """Return whether a communicator of that class carries them."""
-        return isinstance(self._communicator, kind)
-
-    @property
-    def predicted(self) -> str:
-        """How long its verbs are predicted to take, in words, as far as the communicator says it."""
-        said = "" if self._communicator is None else self._communicator.predicted
-        return said if isinstance(said, str) else said()
-
-    @property
     def ways(self) -> dict[str, str]:
         """How each verb goes, in words: as the communicator says, or composed from which of its own."""
         return {} if self._communicator is None else ways(self._communicator, self._lowered, self.plans)
-
-    @property
-    def native(self) -> Any:
-        """Torch's own backend that carries the group; None where there is none."""
-        return None if self._communicator is None else self._communicator.native
 
     @property
     def has_exchange(self) -> bool:
@@ -429,19 +407,6 @@ class Verbs:
         self.plans.give(planned)
         self._direct.clear()
         self._gathered.clear()
-
-    def survivors(self) -> tuple[tuple[int, ...], Store]:
-        """Return the ranks of the group that are still there after an error, and a store that they share."""
-        if self._communicator is None:
-            raise UnsupportedError(f"{self.group}: a group of one has nobody to recover with; open another world")
-        try:
-            return self._communicator.survivors()
-        except NotHereError as error:
-            raise UnsupportedError(
-                f"{self.group}: after an error the ranks that are left cannot be found by what carries this group"
-                f"{f', {self.note}' if self.note else ''}; shared memory of processes and gloo can. Start all ranks "
-                "again, those that train from a checkpoint (torchrun --max-restarts does)"
-            ) from error
 
     def abort(self) -> None:
         """Make every verb that is waiting here fail soon, and what is queued with it; callable from any thread."""

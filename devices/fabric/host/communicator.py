@@ -13,13 +13,14 @@ import torch
 from devices._backend import Asked, Communicator, Group, Message, Pending, PendingFrom
 from devices._store import Store
 from devices.algorithms.started import DONE
-from devices.errors import CollectiveError, DevicesError
+from devices.errors import CollectiveError
 from devices.fabric.communicator import REDUCTIONS
 from devices.fabric.host import large, open_here
 from devices.fabric.host.agreement import BITS, Agreement, Key
 from devices.fabric.host.arena import Arenas
 from devices.fabric.host.arrays import Array, Combine, array_of, combine, tensor_of
 from devices.fabric.host.channels import Channels
+from devices.fabric.host.in_call import InCall
 from devices.fabric.host.layout import DIRECT, PLACE, SMALL
 from devices.fabric.host.peers import Process
 from devices.fabric.host.plan import Plan
@@ -73,7 +74,7 @@ class SharedMemoryCommunicator(Communicator):
         self._plans: dict[tuple[str, torch.dtype, int], Plan] = {}
         self._expected: dict[int, Key] = {}
         self._lock = threading.Lock()
-        self._in_call = _InCall(self._lock, watch)
+        self._in_call = InCall(self._lock, watch)
         self._is_closed = self._has_ended = False
         self._me = threading.get_ident
         self._place = layout.control_word(group.rank) + PLACE
@@ -415,33 +416,6 @@ class SharedMemoryCommunicator(Communicator):
         self._arenas.close()
         if lost and self._watch.error is None and not self._has_ended:
             raise CollectiveError(f"{self._group}: closed with messages that were sent and never received: {lost}")
-
-
-@final
-class _InCall:
-    """Held while this rank is in a call: what ends the call and is none of ours, as an interruption, peers are told.
-
-    Args:
-        lock: lets one call in at a time.
-        watch: tells them.
-    """
-
-    def __init__(self, lock: threading.Lock, watch: Watch) -> None:
-        self._lock = lock
-        self._watch = watch
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is not None:
-            self.failed(error)
-        self._lock.release()
-
-    def failed(self, error: BaseException) -> None:
-        """Hear what a call has ended by."""
-        if not isinstance(error, DevicesError):
-            self._watch.give_up(error, f"call {self._watch.number()} of the group")
 
 
 def _arrays(parts: Sequence[Sequence[Tensor]]) -> list[list[Array]]:
