@@ -92,11 +92,12 @@ def open_verbs_across(backend: Backend, group: Group, mixed: Mixed) -> Verbs:
     vendors = mixed.vendors
     if vendors.opens_natively(group.ranks):
         return open_verbs(backend, group)
-    communicator = open_mixed(group, vendors, mixed.fabrics, partial(_open_domain, backend), mixed.gone(group))
+    opened = open_mixed(group, vendors, mixed.fabrics, partial(_open_domain, backend), mixed.gone(group))
+    communicator = opened.communicator
     own = _asked(backend, partial(capabilities_of, device=group.device))
     reductions = communicator.reductions or {}
     can = Capabilities(own.dtypes, reductions, links=own.links)
-    return Verbs(communicator, group, can, vendors.lacks(group.ranks))
+    return Verbs(communicator, group, can, vendors.lacks(group.ranks), opened.survivors)
 
 
 def _open_domain(backend: Backend, group: Group) -> Verbs:

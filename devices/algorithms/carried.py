@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from devices._backend import Capabilities, Communicator, Group, NotHereError
 from devices._store import Store
 from devices.errors import UnsupportedError
+
+Survivors = Callable[[], tuple[tuple[int, ...], Store]]
+"""Returns the ranks of a group that are still there after an error, and a store that they share."""
 
 
 class Carried:
@@ -16,12 +20,20 @@ class Carried:
         communicator: the group's transport; None will do for a group of one.
         group: the members.
         capabilities: what the device and the communicator can do.
+        survivors: finds the ranks that are left after an error; None where the communicator does, if anything.
     """
 
-    def __init__(self, communicator: Communicator | None, group: Group, capabilities: Capabilities) -> None:
+    def __init__(
+        self,
+        communicator: Communicator | None,
+        group: Group,
+        capabilities: Capabilities,
+        survivors: Survivors | None = None,
+    ) -> None:
         self.group = group
         self.capabilities = capabilities
         self._communicator = communicator
+        self._survivors = survivors
 
     @property
     def note(self) -> str:
@@ -48,7 +60,7 @@ class Carried:
         if self._communicator is None:
             raise UnsupportedError(f"{self.group}: a group of one has nobody to recover with; open another world")
         try:
-            return self._communicator.survivors()
+            return (self._survivors or self._communicator.survivors)()
         except NotHereError as error:
             raise UnsupportedError(
                 f"{self.group}: after an error the ranks that are left cannot be found by what carries this group"

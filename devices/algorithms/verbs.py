@@ -13,7 +13,7 @@ from devices._backend import Capabilities, Communicator, Group, Message, Pending
 from devices.algorithms import forked
 from devices.algorithms.arithmetic import MEANINGFUL, check_reduction
 from devices.algorithms.as_bytes import as_bytes, copy_alone, scaled
-from devices.algorithms.carried import Carried
+from devices.algorithms.carried import Carried, Survivors
 from devices.algorithms.lines import caller
 from devices.algorithms.lowerings import Lowering, compose, own_verbs
 from devices.algorithms.messages import Messages
@@ -51,6 +51,7 @@ class Verbs(Carried):
         group: the members.
         capabilities: what the device and the communicator can do.
         lacks: of dtypes that some ranks' devices have and others' have not, who has not, in words.
+        survivors: finds the ranks that are left after an error; None where the communicator does, if anything.
 
     Raises:
         PluginError: the communicator lacks what every verb could be composed from.
@@ -62,8 +63,9 @@ class Verbs(Carried):
         group: Group,
         capabilities: Capabilities,
         lacks: Mapping[torch.dtype, str] = _NONE,
+        survivors: Survivors | None = None,
     ) -> None:
-        super().__init__(communicator, group, capabilities)
+        super().__init__(communicator, group, capabilities, survivors)
         self._size, self._rank = group.size, group.rank
         self._require = Requirements(group, capabilities.dtypes, lacks)
         # The pairs of op and dtype that all_reduce needs to do nothing for, and those that it hands on as they are,
@@ -422,6 +424,8 @@ class Verbs(Carried):
         if self._require.closed:
             return
         self._end("the group is closed")
+        # Who has closed the group does not recover, and is not to be waited for.
+        self._survivors = None
         if self._size > 1:
             self._runner.close()
         if self._communicator is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -21,16 +22,21 @@ class Division:
 
     Args:
         cards: what each rank has told, by rank of the world.
+        sets: which ranks of the world are divided together, those of the others left out: those that a fabric joins,
+            and the rest. Without it all are.
     """
 
-    def __init__(self, cards: Sequence[Card]) -> None:
+    def __init__(self, cards: Sequence[Card], sets: Sequence[Sequence[int]] | None = None) -> None:
         self._cards = tuple(cards)
-        self._world = self._divided(range(len(cards)), self._at_first)
-        self._home = {rank: at for at, part in enumerate(self._world[0]) for rank in part}
+        self._present = Counter(card.bound for card in cards)
+        found = [range(len(cards))] if sets is None else sets
+        self._sets = {frozenset(ranks): self._divided(ranks, self._at_first) for ranks in found}
+        parts = [part for each, _ in self._sets.values() for part in each]
+        self._home = {rank: at for at, part in enumerate(parts) for rank in part}
 
     def of(self, ranks: Sequence[int]) -> tuple[Parts, list[str]]:
         """Return the ranks of each domain of a group, and in words why a backend has several where one would do."""
-        return self._world if len(ranks) == len(self._cards) else self._divided(ranks, self._later)
+        return self._sets.get(frozenset(ranks)) or self._divided(ranks, self._later)
 
     def _divided(
         self, ranks: Sequence[int], cut: Callable[[list[int]], tuple[Parts, list[str]]]
@@ -54,19 +60,25 @@ class Division:
         reasons: list[str] = []
         started: dict[tuple[str, int], list[int]] = {}
         for rank in members:
-            if (bound := self._cards[rank].bound) is not None:
-                started.setdefault(bound, []).append(rank)
+            if (begun := self._cards[rank].bound) is not None:
+                started.setdefault(begun, []).append(rank)
         if fresh := [rank for rank in members if self._cards[rank].bound is None]:
             parts, reasons = self._legal(fresh)
-        for (_, count), some in started.items():
-            is_whole = count == len(some)
-            parts += [some] if is_whole else [[rank] for rank in some]
+        for bound, some in started.items():
+            count = bound[1]
+            # Some of them may be joined by a fabric, and divided by themselves.
+            gone = count - self._present[bound]
+            is_whole = not gone
+            if len(some) == count:
+                parts.append(some)
+            elif is_whole:
+                found, why = self._legal(some)
+                parts += found
+                reasons += why
+            else:
+                parts += [[rank] for rank in some]
             if not is_whole or len(some) < len(members):
-                rest = (
-                    ""
-                    if is_whole
-                    else f", of which {count - len(some)} {'is' if count - len(some) == 1 else 'are'} gone"
-                )
+                rest = "" if is_whole else f", of which {gone} {'is' if gone == 1 else 'are'} gone"
                 reasons.append(
                     f"the runtime of {named(self._cards, some)} was started before, for {count} rank"
                     f"{'s' if count > 1 else ''}{rest}, and opens no other groups"

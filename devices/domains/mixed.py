@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import final
 
 import torch
 
@@ -12,6 +14,7 @@ from devices import _registry, errors
 from devices._backend import Communicator, Group
 from devices._staged import StagedCommunicator, open_host
 from devices._store import Store
+from devices.algorithms.carried import Survivors
 from devices.algorithms.verbs import Verbs
 from devices.domains import bandwidth
 from devices.domains.communicator import DomainsCommunicator
@@ -23,11 +26,12 @@ from devices.domains.natively import Natively
 from devices.domains.opening import GRACE
 from devices.domains.planned import planned
 from devices.domains.predicted import between_domains, told
-from devices.domains.recovery import beside_a_world
+from devices.domains.recovery import Recovery, beside_a_world, is_recovered
 from devices.domains.shares import Shares
 from devices.domains.vendors import Vendors
 from devices.errors import CollectiveError, CollectiveTimeoutError, DevicesError, UnsupportedError, WorldError
 from devices.fabric.communicator import REDUCTIONS
+from devices.fabric.host import open_here
 from devices.fabric.host.communicator import SharedMemoryCommunicator
 
 _LOOK = 0.1
@@ -36,13 +40,27 @@ _DOMAINS, _FABRICS = "mixed", "mixed/fabrics"
 """What ranks tell each other of: that their domain has opened, and that they have come to share a fabric's memory."""
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A group over ranks of several vendors.
+
+    Args:
+        communicator: carries it.
+        survivors: finds the ranks that are left after an error, where what carries the group does not.
+    """
+
+    communicator: Communicator
+    survivors: Survivors | None = None
+
+
 def open_mixed(
     group: Group,
     vendors: Vendors,
     fabrics: Fabrics,
     open_native: Callable[[Group], Verbs],
     dead: Callable[[], frozenset[int]],
-) -> Communicator:
+) -> Opened:
     """Return a communicator over a group whose ranks are of several backends; every member calls this.
 
     Inside of each domain its own plugin's communicator carries the verbs, what that lacks being composed; between them
@@ -64,6 +82,7 @@ def open_mixed(
     links = bandwidth.agreed(group.share("mixed/link", bandwidth.told()), group)
     joining, apart = _reached(group, vendors, fabrics)
     try:
+        vendors.open(ranks, apart)
         domains = vendors.domains(ranks, apart)
         if joining is not None and len(domains.members) == 1:
             return _open_one(group, domains, joining)
@@ -74,7 +93,7 @@ def open_mixed(
         if not apart:
             # What is between domains of a fabric is that fabric's to say.
             communicator.predicted = fabrics.predicted(vendors, ranks) or communicator.predicted
-        return communicator
+        return Opened(communicator)
     finally:
         if joining is not None:
             joining.leave()
@@ -120,11 +139,12 @@ def _reached(group: Group, vendors: Vendors, fabrics: Fabrics) -> tuple[Joining 
     return joining, apart
 
 
-def _open_one(group: Group, domains: Domains, joining: Joining) -> Communicator:
+def _open_one(group: Group, domains: Domains, joining: Joining) -> Opened:
     """Open a group all of whose ranks a fabric joins."""
     communicator, failure = None, None
     try:
-        communicator = joining.communicator()
+        with beside_a_world():
+            communicator = joining.communicator()
     except Exception as error:
         failure = error
     try:
@@ -137,7 +157,20 @@ def _open_one(group: Group, domains: Domains, joining: Joining) -> Communicator:
     assert communicator is not None, "all have opened it"
     communicator.predicted = communicator.predicted or joining.predicted
     communicator.note = f"{domains.shown(group.ranks)}; {communicator.note or type(communicator).__name__}"
-    return communicator
+    return Opened(communicator, _survivors(group, communicator) if is_recovered() else None)
+
+
+def _survivors(group: Group, communicator: Communicator) -> Survivors:
+    """Return what finds the ranks of a world that are left: memory of a fabric need not outlive a rank of it."""
+    recovery = Recovery(group)
+
+    def survivors() -> tuple[tuple[int, ...], Store]:
+        # Those of other groups wait for who has died too.
+        open_here.abort_all()
+        communicator.abort()
+        return recovery.run()
+
+    return survivors
 
 
 def _open_several(

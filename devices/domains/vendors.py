@@ -69,7 +69,26 @@ class Vendors:
     def __init__(self, cards: Sequence[Card], islands: Sequence[Island] = ()) -> None:
         self._cards = tuple(cards)
         self._islands = tuple(islands)
-        self._division = Division(self._cards)
+        self._division = self._divide(())
+        self._is_open = False
+
+    def open(self, ranks: Sequence[int], apart: Collection[str]) -> None:
+        """Hear that a group opens, the world before all others: groups are divided within the domains of the world.
+
+        Args:
+            ranks: of the group.
+            apart: the keys of those that the fabric did not join after all.
+        """
+        if not self._is_open:
+            assert len(ranks) == len(self._cards), "the world opens first"
+            self._is_open, self._division = True, self._divide(apart)
+
+    def _divide(self, apart: Collection[str]) -> Division:
+        """Return the domains of the world, those that a fabric joins and the rest each divided by themselves."""
+        world = range(len(self._cards))
+        rest = self._unjoined(world, apart)
+        joined = [rank for rank in world if rank not in rest]
+        return Division(self._cards, [ranks for ranks in (rest, joined) if ranks])
 
     def opens_natively(self, ranks: Sequence[int]) -> bool:
         """Return whether some ranks of the world are a group that their backend opens as it does in its own worlds."""

@@ -62,6 +62,7 @@ class Mixed:
             self.targets.append(target)
         if not self.sides:
             raise ArgumentError("ranks={}: a run needs at least one rank")
+        self._first_sides = self.sides
         self.interop = _interop_of(self.sides)
         self.assumed = _assumed(self.interop, assume or {}, str(self))
         self.domains = self.domains_of(self.sides)
@@ -136,7 +137,17 @@ class Mixed:
     def watched_by(self, rank: int) -> Iterator[None]:
         """Begin a run of which one rank is in this process."""
         with self.watched(), self._limits.rank(rank):
+            self._limits.follow(rank, self._go_on)
             yield
+
+    def _go_on(self, ranks: Sequence[int]) -> None:
+        """Hear which of the ranks that a run of processes began with are left, as they are numbered now."""
+        self.sides = [
+            Side(side.target, tuple(place for place, rank in enumerate(ranks) if rank in side.ranks))
+            for side in self._first_sides
+        ]
+        self.domains = self.domains_of([side for side in self.sides if side.ranks])
+        self._limits.go_on(self.sides, self.domains)
 
     def _begin(self) -> None:
         self._limits = MixedLimits(

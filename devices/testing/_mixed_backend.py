@@ -28,6 +28,7 @@ class MixedBackend(Backend):
         share: returns the memory that the ranks of a group share; or why there is none, and then the CPU backend
             carries the ranks of one kind.
         interop: what joins this rank with those of other kinds, where each rank's world asks for that itself.
+        is_process: whether each rank is a process, whose world opens groups of its own kind alone here.
     """
 
     # A world asks for these; they are the target's.
@@ -37,12 +38,20 @@ class MixedBackend(Backend):
     verified = "an emulation, which runs on every machine"
 
     def __init__(
-        self, mixed: Mixed, rank: int, share: Callable[[Group], Shared | str], interop: Interop | None = None
+        self,
+        mixed: Mixed,
+        rank: int,
+        share: Callable[[Group], Shared | str],
+        interop: Interop | None = None,
+        *,
+        is_process: bool = False,
     ) -> None:
         self._mixed = mixed
         self._rank = rank
+        self._side = next(side for side in mixed.sides if rank in side.ranks)
         self._share = share
         self._interop = interop
+        self._is_process = is_process
         self._target = mixed.target_of(rank)
         self.name = str(self._target)  # type: ignore[misc]  # of the class, for all others
 
@@ -50,8 +59,7 @@ class MixedBackend(Backend):
         return Probe(present=True, reason=f"emulated, as rank {self._rank} of {self._mixed}")
 
     def devices(self) -> Sequence[Device]:
-        side = next(side for side in self._mixed.sides if self._rank in side.ranks)
-        return (Device(self.name, "cpu", side.ranks.index(self._rank), f"{self._target.title}, emulated"),)
+        return (Device(self.name, "cpu", self._side.ranks.index(self._rank), f"{self._target.title}, emulated"),)
 
     def capabilities(self, device: Device) -> Capabilities:
         limits = self._mixed.seen(self._target).limits
@@ -67,12 +75,12 @@ class MixedBackend(Backend):
     def open(self, group: Group) -> Communicator:
         found = self._open(group)
         if (interop := self._mixed.interop) is not None:
-            found.predicted = partial(by_fabric, interop, self._mixed.sides_of(group.ranks), self._mixed.assumed)
+            found.predicted = partial(by_fabric, interop, self._sides_of(group), self._mixed.assumed)
         return found
 
     def _open(self, group: Group) -> Communicator:
         mixed = self._mixed
-        domains = mixed.domains_of(mixed.sides_of(group.ranks))
+        domains = mixed.domains_of(self._sides_of(group))
         if len(domains) == 1:
             return self._open_domain(group)
         [mine] = [domain for domain in domains if any(group.rank in side.ranks for side in domain)]
@@ -80,6 +88,13 @@ class MixedBackend(Backend):
         key = f"{min(rank for side in mine for rank in side.ranks)}"
         name = " and ".join(str(mixed.targets[self._place(side)]) for side in mine)
         return open_domains(group, key, name, self._open_domain, partial(self._open_bridge, domains))
+
+    def _sides_of(self, group: Group) -> list[Side]:
+        """Return the kinds of a group's ranks."""
+        if self._is_process:
+            # Whoever is left after an error is numbered anew.
+            return [Side(self._side.target, tuple(range(group.size)))]
+        return self._mixed.sides_of(group.ranks)
 
     def _place(self, side: Side) -> int:
         return next(place for place, each in enumerate(self._mixed.sides) if each.target == side.target)
@@ -93,7 +108,7 @@ class MixedBackend(Backend):
             communicator = shared.carry(shared.fabric, False)
             communicator.note = "memory, as its own links would be"
             return communicator
-        return mixed.interop.open(group, mixed.sides_of(group.ranks), shared, mixed.assumed)
+        return mixed.interop.open(group, self._sides_of(group), shared, mixed.assumed)
 
     def _open_bridge(self, domains: Sequence[Sequence[Side]], group: Group) -> Communicator:
         """Open the messages between all ranks of a group."""

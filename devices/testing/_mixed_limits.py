@@ -36,11 +36,29 @@ class MixedLimits(Observer):
         self._sides = list(sides)
         self._sides_of = sides_of
         self._domains = domains
+        self._size = sum(len(side.ranks) for side in sides)
+        self._began_as = -1
+        self._left: Callable[[Sequence[int]], None] | None = None
+
+    def follow(self, rank: int, left: Callable[[Sequence[int]], None]) -> None:
+        """Tell `left`, as a world of fewer ranks opens after an error, which of the run's these are.
+
+        Args:
+            rank: this process, as the run began.
+            left: called with the others too.
+        """
+        self._began_as, self._left = rank, left
+
+    def go_on(self, sides: Sequence[Side], domains: Sequence[Sequence[Side]]) -> None:
+        """Hear what the sides of the world are now; one of which nobody is left has no ranks."""
+        self._sides, self._domains = list(sides), domains
 
     def rank(self, rank: int) -> AbstractContextManager[None]:
         return self._of_rank(rank).rank(rank)
 
     def opening(self, group: Group, *, is_world: bool) -> None:
+        if is_world and self._left is not None and group.size < self._size:
+            self._left(group.share("emulated/ranks", self._began_as))
         found = self._sides_of(group.ranks)
         for side in found:
             limits = self._named(side.target).target.limits

@@ -23,7 +23,7 @@ from devices.testing._mixed_backend import MixedBackend
 def choice_of(mixed: Mixed, rank: int) -> Choice:
     """Return what the world of a rank is opened on."""
     interop = None if mixed.interop is None else OnHost(mixed.interop, mixed.target_of(rank).name, mixed.assumed)
-    backend = MixedBackend(mixed, rank, _share, interop)
+    backend = MixedBackend(mixed, rank, _share, interop, is_process=True)
     return Choice(backend, f"a process of this host, emulated among {mixed}", ())
 
 

@@ -10,7 +10,7 @@ import pytest
 from devices.domains.card import Card
 from devices.domains.division import Division
 from devices.domains.parts import legal_parts
-from devices.domains.vendors import Vendors
+from devices.domains.vendors import Island, Vendors
 
 CPU = Card("cpu", "cpu:0", 0, "cpu", "a", "memory of a", (), None, None)
 
@@ -96,3 +96,47 @@ def test_ranks_that_were_started_together_are_a_domain_as_long_as_all_are_there(
     found, [why] = Division([CPU, *lost]).of(range(3))
     assert found == [[0], [1], [2]]
     assert "ranks 1, 2 (chip) was started before, for 4 ranks, of which 2 are gone" in why
+
+
+GPU = Card("gpu", "gpu:0", 0, "cuda", "a", "", (), None, None)
+
+
+def beside_a_fabric(*rest: Card) -> Vendors:
+    """Return ranks of which a fabric joins the first four, three chips and a GPU."""
+    return Vendors([*chips(range(3)), GPU, *rest], [Island("cable", ((0, 1, 2, 3),), "air")])
+
+
+def test_ranks_that_no_fabric_joins_are_as_few_domains_as_without_those_that_one_does() -> None:
+    vendors = beside_a_fabric(*chips(range(3, 7)), CPU, CPU)
+    world = range(10)
+    assert vendors.domains(world).members == ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9))
+    assert vendors.divided(world) == ""
+    vendors.open(world, [])
+    assert vendors.domains((1, 4, 6)).members == ((0,), (1, 2)), "rank 1 was not started with ranks 4 and 6"
+    assert vendors.opens_natively((4, 5, 6, 7))
+    assert vendors.opens_natively((5, 6))
+    assert vendors.opens_natively((0, 1))
+    assert not vendors.opens_natively((2, 4))
+
+
+def test_ranks_that_a_fabric_does_not_join_after_all_are_divided_with_the_others_and_so_are_the_worlds_groups() -> None:
+    vendors = beside_a_fabric(*chips([3]))
+    world = range(5)
+    assert vendors.domains(world).members == ((0, 1, 2, 3), (4,))
+    [join] = vendors.joins(world)
+    vendors.open(world, [join.key])
+    assert vendors.domains(world, [join.key]).members == ((0, 1, 2, 4), (3,))
+    assert vendors.opens_natively((2, 4))
+    vendors.open((0, 1), [])
+    assert vendors.opens_natively((2, 4)), "by the domains of the world, whatever its groups are"
+
+
+def test_a_runtime_of_which_a_fabric_joins_some_ranks_has_lost_none_of_them() -> None:
+    started = [replace(card, bound=("that of process 7", 4)) for card in chips(range(4))]
+    fabric = [Island("cable", ((0, 1, 4),), "air")]
+    vendors = Vendors([*started, GPU], fabric)
+    assert vendors.domains(range(5)).members == ((0, 1, 4), (2, 3))
+    assert vendors.divided(range(5)) == ""
+    lost = Vendors([*(replace(card, bound=("that of process 7", 5)) for card in started), GPU], fabric)
+    assert lost.domains(range(5)).members == ((0, 1, 4), (2,), (3,))
+    assert "was started before, for 5 ranks, of which 1 is gone, and opens no other groups" in lost.divided(range(5))

@@ -85,3 +85,50 @@ def dies() -> tuple[str, float]:
         os.kill(os.getpid(), signal.SIGKILL)
     start = time.monotonic()
     return said(lambda: devices.all_reduce(torch.ones(3))), time.monotonic() - start
+
+
+def recovers() -> list[dict[str, str]]:
+    """Let ranks of a world that a fabric joins die, and CPU ranks beside them; return what is said of each world."""
+    rank = int(os.environ["RANK"])
+    mixed = Mixed({"trainium4": 2, "rubin": 1})
+    if rank >= mixed.size:
+        world = devices.init("cpu", timeout=60)
+        checked(world, [0, 1, 2, 3, 4])
+        dies_at_once()
+    with mixed.watched_by(rank):
+        world = init_on(choice_of(mixed, rank), timeout=60)
+        told = [checked(world, [0, 1, 2, 3, 4])]
+        world = left(world)
+        told.append(checked(world, [0, 1, 2]))
+        if rank == 1:
+            dies_at_once()
+        world = left(world)
+        told.append(checked(world, [0, 2]))
+        # Of the memory that stood in for the fabric's nothing is to be had any more, and nobody has died.
+        os.environ["DEVICES_FABRIC"] = "off"
+        world = left(world, said(lambda: devices.all_reduce(torch.ones(1 + world.rank))))
+        told.append(checked(world, [0, 2]))
+        world.close()
+    return told
+
+
+def checked(world: World, first: list[int]) -> dict[str, str]:
+    """Use a world of the ranks that were called so at first; return what is said of it, and what it refuses."""
+    numbers = torch.tensor([1.0, 10.0]) ** int(os.environ["RANK"])
+    total = sum(torch.tensor([1.0, 10.0], dtype=torch.float64) ** rank for rank in first)
+    torch.testing.assert_close(devices.all_reduce(numbers), total.float(), rtol=0, atol=0)
+    gathered = devices.all_gather(torch.tensor([int(os.environ["RANK"])], dtype=torch.int32))
+    assert gathered.tolist() == first
+    refused = said(lambda: devices.broadcast(torch.ones(2, dtype=torch.uint16)))
+    return {"world": devices.explain(), "refused": refused}
+
+
+def left(world: World, error: str = "") -> World:
+    """Return the world of those that are left after an error."""
+    error = error or said(devices.barrier)
+    assert error.startswith(("CollectiveError: ", "MismatchError: ")), error
+    return world.recover()
+
+
+def dies_at_once() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -379,6 +379,28 @@ def test_processes_that_the_fabric_does_not_join_have_a_bridge_and_what_cannot_o
         assert seconds < 20
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(bool(why_not_here()), reason=f"needs shared memory: {why_not_here()}")
+def test_the_ranks_of_a_fabric_that_are_left_recover_as_one_domain_or_with_a_bridge_where_there_is_no_memory() -> None:
+    ended = ranks.outcomes(5, cases.recovers, timeout=120, grace=90)
+    assert [state for state, _ in ended] == ["returned", "died", "returned", "died", "died"], ended
+    both, joined = (
+        "trainium4 (speculative) and rubin on nvlink-fusion ",
+        "one domain of nvlink-fusion (speculative) with",
+    )
+    for _, (beside, whole, pair, apart) in (ended[0], ended[2]):
+        assert f"{both}(ranks 0, 1, 2) and cpu on " in beside["world"]
+        assert " (ranks 3, 4); inside of " in beside["world"], "the CPU ranks are one domain"
+        assert f"{both}(ranks 0, 1, 2); {joined}" in whole["world"]
+        assert "ranks 0, 1, 2 of a world of 5 went on after an error" in whole["world"]
+        assert f"{both}(ranks 0, 1); {joined}" in pair["world"]
+        assert "trainium4 (speculative) (rank 0) and rubin (rank 1); between them host memory: gloo" in apart["world"]
+        assert "DEVICES_FABRIC=off" in apart["world"]
+        assert "trainium4 (speculative) (ranks 0, 1) and rubin (rank 2): rubin refuses it: uint16" in whole["refused"]
+        for each in (pair, apart):
+            assert "trainium4 (speculative) (rank 0) and rubin (rank 1): rubin refuses it: uint16" in each["refused"]
+
+
 def test_a_target_of_two_kinds_has_half_of_its_ranks_of_each() -> None:
     def told(world: World) -> str:
         return world.backend
