@@ -333,7 +333,12 @@ def permute(
     ...     devices.permute(torch.tensor([1, 2]), pairs=[(0, 0)])
     tensor([1, 2])
     """
-    pairs = list(pairs)
+    try:
+        pairs = [(source, to) for source, to in pairs]
+    except (TypeError, ValueError) as error:
+        raise Verb("permute", x, group).error(
+            f"pairs= holds pairs of ranks, (source, destination), as [(0, 1), (1, 0)] does; got {pairs!r}"
+        ) from error
     if not async_op and (done := quick.permute(x, group, pairs, out)) is not NOT_PLAIN:
         return done
     verb = Verb("permute", x, group)

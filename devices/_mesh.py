@@ -14,6 +14,8 @@ def mesh_shape(axes: Mapping[str, int], size: int) -> tuple[int, ...]:
     >>> mesh_shape({"dp": 2, "tp": -1}, 8)
     (2, 4)
     """
+    if not isinstance(axes, Mapping):
+        raise MeshError(f"axes have names and lengths, as {{'dp': -1, 'tp': 2}} has; got {axes!r}")
     asked = ", ".join(f"{name}={length}" for name, length in axes.items())
     if not axes:
         raise MeshError("a mesh needs at least one axis, for instance {'dp': -1}")
@@ -29,5 +31,6 @@ def mesh_shape(axes: Mapping[str, int], size: int) -> tuple[int, ...]:
     if size % known if open_axes else known != size:
         verb = "do not divide" if open_axes else "need"
         tail = f"the world's {size} ranks" if open_axes else f"{known} ranks, but the world has {size}"
-        raise MeshError(f"the axes {asked} {verb} {tail}; use -1 for the axis that may vary, or start other ranks")
+        start = f"start a multiple of {known} ranks" if open_axes else f"start {known} ranks"
+        raise MeshError(f"the axes {asked} {verb} {tail}; use -1 for the axis that may vary, or {start}")
     return tuple(size // known if length == -1 else length for length in axes.values())

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar, overload
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -57,6 +58,18 @@ def place(
     ...     devices.place(torch.arange(4.0), mesh, tp=devices.Shard(0)).placements
     (Replicate(), Shard(dim=0))
     """
+    try:
+        return _placed(value, mesh, plan, fabric, placements)
+    except PlacementError as error:
+        who = f"rank {dist.get_rank()} of {dist.get_world_size()}: " if dist.is_initialized() else ""
+        raise PlacementError(f"{who}{error}") from error.__cause__
+
+
+def _placed(
+    value: torch.Tensor | Module, mesh: DeviceMesh, plan: Plan | None, fabric: bool, placements: Mapping[str, Placement]
+) -> DTensor | Module:
+    if not isinstance(mesh, DeviceMesh):
+        raise PlacementError(f"place() lays on a DeviceMesh, as world.mesh({{'tp': -1}}) returns; got {mesh!r}")
     if isinstance(value, nn.Module):
         if placements or fabric or plan is None:
             raise PlacementError("a module is placed by a plan: place(module, mesh, {'*.weight': Shard(0)})")

@@ -239,7 +239,8 @@ def observer(plugin: str) -> Observer:
         if not places:
             known = sorted({entry.name for entry in roster.entries})
             raise PluginError(
-                f"no plugin is named {plugin!r}{did_you_mean(plugin, known)} Installed: {', '.join(known) or 'none'}"
+                f"no plugin is named {plugin!r}{did_you_mean(plugin, known) or '.'} "
+                f"Installed: {', '.join(known) or 'none'}"
             )
         who = roster.who(places[0])
         roster.survey(roster.unasked(plugin))

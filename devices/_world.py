@@ -24,7 +24,15 @@ from devices._open import my_device
 from devices._store import Store
 from devices.c10d.lanes import abort_native, close_destroyed, lanes_of
 from devices.calls.groups import GroupLike
-from devices.errors import ArgumentError, CollectiveError, DevicesError, PluginError, UnsupportedError, WorldError
+from devices.errors import (
+    ArgumentError,
+    CollectiveError,
+    DevicesError,
+    MeshError,
+    PluginError,
+    UnsupportedError,
+    WorldError,
+)
 from devices.fabric.host import open_here
 from devices.meeting.launch import launch
 from devices.meeting.rendezvous import keep, shared_store, tell_the_other_first
@@ -95,7 +103,10 @@ class World:
         (1, 1)
         """
         self._check_open()
-        shape = mesh_shape(axes, self.size)
+        try:
+            shape = mesh_shape(axes, self.size)
+        except MeshError as error:
+            raise MeshError(f"rank {self.rank} of {self.size}: {error}") from None
         lengths = dict(zip(axes, shape, strict=True))
         lanes = lanes_of(_default_group())
         if topology is not None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import Replicate
 
 import devices
-from devices.errors import ArgumentError, CollectiveError, DtypeError, MeshError, WorldError
+from devices.errors import ArgumentError, CollectiveError, DtypeError, MeshError, PlacementError, WorldError
 
 Tensor = torch.Tensor
 Bad = tuple[Callable[[], Any], type[Exception], str]
@@ -38,6 +38,8 @@ def _reductions() -> list[Bad]:
         (lambda: devices.all_reduce(REAL, weight=1.0), ArgumentError, "weight= goes with op='avg', not with op='sum'"),
         (lambda: devices.all_reduce(REAL, op="avg", weight=-1.0), ArgumentError, "finite and not negative, got -1.0"),
         (lambda: devices.all_reduce(REAL, op="avg", weight=float("nan")), ArgumentError, "not negative, got nan"),
+        (lambda: devices.all_reduce(REAL, op="avg", weight="2"), ArgumentError, "this rank; got '2'"),  # type: ignore[arg-type]
+        (lambda: devices.all_reduce(REAL, op="avg", weight=REAL), ArgumentError, "one number, that of this rank"),
     ]
 
 
@@ -55,6 +57,8 @@ def _ranks_and_sizes(size: int) -> list[Bad]:
         (lambda: devices.send(REAL, dst=(dist.get_rank() + 1) % size, tag=-1), ArgumentError, "tag=-1 is not between"),
         (lambda: devices.permute(REAL, pairs=[(0, size)]), ArgumentError, f"a destination={size}, but"),
         (lambda: devices.permute(REAL, pairs=[(0, 1), (0, 0)]), ArgumentError, "a rank is twice a source"),
+        (lambda: devices.permute(REAL, pairs=[(0, 1, 2)]), ArgumentError, "does; got [(0, 1, 2)]"),  # type: ignore[list-item]
+        (lambda: devices.permute(REAL, pairs=1), ArgumentError, "(source, destination), as"),  # type: ignore[arg-type]
         (lambda: devices.permute(REAL, pairs=[(0, 1), (1, 1)]), ArgumentError, "a rank is twice a destination"),
         (lambda: devices.reduce_scatter(odd), ArgumentError, f"dim 0 has size {size + 1}, which {size} ranks do not"),
         (lambda: devices.all_to_all(odd), ArgumentError, f"dim 0 has size {size + 1}, which {size} ranks do not"),
@@ -64,6 +68,9 @@ def _ranks_and_sizes(size: int) -> list[Bad]:
         (lambda: devices.gather(REAL, sizes=[-4] * size), ArgumentError, "none negative; got [-4"),
         (lambda: devices.reduce_scatter(REAL, sizes=[4] * size), ArgumentError, f"adds up to {4 * size}, but dim 0"),
         (lambda: devices.all_to_all(REAL, sizes=[[4]]), ArgumentError, f"must hold {size} rows"),
+        (lambda: devices.all_to_all(REAL, sizes=4), ArgumentError, f"must hold {size} rows"),  # type: ignore[arg-type]
+        (lambda: devices.all_to_all(REAL, sizes=[4] * size), ArgumentError, "sizes[0]= must hold"),  # type: ignore[list-item]
+        (lambda: devices.all_gather(REAL, sizes=4), ArgumentError, "each rank; got 4"),  # type: ignore[arg-type]
         (lambda: devices.all_to_all(REAL, sizes=[[1] * (size + 1)] * size), ArgumentError, "sizes[0]= must hold"),
         (lambda: devices.all_to_all(REAL, sizes=[[0] * size] * size), ArgumentError, "adds up to 0, but dim 0 has"),
     ]
@@ -103,7 +110,11 @@ def _inputs(world: devices.World) -> list[Bad]:
     return [
         (lambda: devices.all_reduce(REAL, mesh), MeshError, "this mesh has 2 (dp, tp); pass mesh['tp']"),
         (lambda: devices.barrier(mesh), MeshError, "this mesh has 2 (dp, tp)"),
-        (lambda: devices.all_reduce(REAL, "tp"), ArgumentError, "got str"),  # type: ignore[arg-type]
+        (lambda: devices.all_reduce(REAL, "tp"), ArgumentError, "got str 'tp'; pass mesh['tp']"),  # type: ignore[arg-type]
+        (lambda: devices.all_reduce(REAL, "avg"), ArgumentError, "got str 'avg'; pass op='avg'"),  # type: ignore[arg-type]
+        (lambda: devices.barrier([0, 1]), ArgumentError, "got list; torch.distributed.new_group"),  # type: ignore[arg-type]
+        (lambda: world.mesh([2]), MeshError, "names and lengths, as {'dp': -1, 'tp': 2} has; got [2]"),  # type: ignore[arg-type]
+        (lambda: devices.place(REAL, {"tp": 2}), PlacementError, "lays on a DeviceMesh"),  # type: ignore[call-overload]
         (lambda: devices.all_reduce(placed), ArgumentError, "a DTensor was given; pass x.to_local()"),
         (lambda: devices.all_gather([REAL, placed]), ArgumentError, "a DTensor was given"),
         (lambda: devices.all_reduce(meta), ArgumentError, "the tensor is on 'meta'"),

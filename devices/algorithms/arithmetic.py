@@ -85,7 +85,9 @@ def check_reduction(op: str, dtype: torch.dtype) -> None:
 
 def _why_not(op: str, dtype: torch.dtype) -> ArgumentError | DtypeError:
     if op not in REDUCE_OPS:
-        return ArgumentError(f"no reduce op {op!r}{did_you_mean(str(op), REDUCE_OPS)}. Known: {', '.join(REDUCE_OPS)}")
+        return ArgumentError(
+            f"no reduce op {op!r}{did_you_mean(str(op), REDUCE_OPS) or '.'} Known: {', '.join(REDUCE_OPS)}"
+        )
     what = f"op {op!r} has no meaning on {dtype}"
     if not any(meant == dtype for _, meant in MEANINGFUL):
         return DtypeError(f"{dtype} can be moved but not reduced (op {op!r}); convert it to a wider dtype first")

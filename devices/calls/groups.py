@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from devices import _observing
-from devices._backend import Capabilities, Device, Group
+from devices._backend import REDUCE_OPS, Capabilities, Device, Group
 from devices._process_group import ProcessGroupCommunicator
 from devices._store import Store
 from devices.algorithms.observed import AnyVerbs
@@ -64,7 +64,13 @@ def _without_group(mesh: DeviceMesh) -> DevicesError:
 def _no_group(group: object) -> DevicesError:
     if isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
         return WorldError(f"{_who()} is not in the group that the verb was called over")
-    what = f"a verb is called over a mesh axis, a process group or None, got {type(group).__name__}"
+    what = f"a group is a mesh axis, a process group or None for the world, got {type(group).__name__}"
+    if isinstance(group, str):
+        what += f" {group!r}; " + (
+            f"pass op={group!r}" if group in REDUCE_OPS else f"pass mesh[{group!r}], of its mesh"
+        )
+    elif isinstance(group, (list, tuple, range)):
+        what += "; torch.distributed.new_group(ranks), called on every rank, makes one of ranks"
     return ArgumentError(f"{_who()}: {what}" if dist.is_initialized() else what)
 
 

@@ -106,7 +106,7 @@ def _schedule_of(given: Any, size: int) -> Schedule:
         try:
             data = json.loads(given)
         except ValueError as error:
-            raise ArgumentError(f"this JSON is no schedule: {error}") from error
+            raise ArgumentError(f"this JSON is no schedule: {error}; it begins with {given[:40]!r}") from error
         # A plan's has the schedule in it, beside its routes.
         is_plan = isinstance(data, Mapping) and isinstance(data.get("schedule"), Mapping)
         found = Schedule.from_json(json.dumps(data["schedule"]) if is_plan else given)
@@ -114,7 +114,7 @@ def _schedule_of(given: Any, size: int) -> Schedule:
         found = getattr(given, "schedule", given)
     if not isinstance(found, Schedule):
         raise ArgumentError(
-            f"use_schedule takes a Schedule, a Plan of devices.topology or the JSON of one, got {type(given).__name__}"
+            f"it takes a Schedule, a Plan of devices.topology or the JSON of one, got {type(given).__name__}"
         )
     if found.size != size:
         raise ArgumentError(f"the schedule for {found.verb} is for {found.size} ranks, and the group has {size}")

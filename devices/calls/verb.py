@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -102,6 +102,8 @@ class Verb:
 
     def _check_sizes(self, sizes: Sequence[int], what: str = "sizes") -> list[int]:
         """Return `sizes` as a list of one size for each rank."""
+        if not isinstance(sizes, Iterable):
+            raise self.error(f"{what}= must hold {self.size} sizes, one for each rank; got {sizes!r}")
         found = list(sizes)
         if len(found) != self.size or any(not isinstance(size, int) or size < 0 for size in found):
             raise self.error(f"{what}= must hold {self.size} sizes, one for each rank, none negative; got {found}")
@@ -144,6 +146,8 @@ class Verb:
 
     def swapped(self, sizes: Sequence[Sequence[int]] | None) -> Shares:
         """Return the shares of a verb that splits each tensor and joins what comes from all ranks."""
+        if sizes is not None and not isinstance(sizes, Iterable):
+            raise self.error(f"sizes= must hold {self.size} rows, one for each sending rank; got {sizes!r}")
         if sizes is not None and len(sizes) != self.size:
             raise self.error(f"sizes= must hold {self.size} rows, one for each sending rank; got {len(sizes)}")
         rows = None if sizes is None else [self._check_sizes(row, f"sizes[{at}]") for at, row in enumerate(sizes)]

@@ -30,6 +30,8 @@ def weighted_mean(
             check_reduction("avg", tensor.dtype)
         except DevicesError as error:
             raise asked.error(error, type(error)) from None
+    if not hasattr(weight, "__float__") or (isinstance(weight, Tensor) and weight.numel() != 1):
+        raise asked.error(f"weight= is one number, that of this rank; got {weight!r}")
     if isinstance(weight, Tensor) and weight.requires_grad:
         raise asked.error("weight= requires grad, but the mean is not differentiated by it; pass weight.detach()")
     # Where a device has it, to look at it would be to wait for the device.

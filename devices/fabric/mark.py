@@ -70,6 +70,9 @@ def difference(marks: Mapping[int, Mark]) -> str | None:
                 f"({', '.join(dict.fromkeys(marks[rank].line for rank in ranks[:8]))})"
                 for value, ranks in sorted(by_value.items(), key=lambda item: len(item[1]))
             )
+            # Here alone parts may be of unequal size, if all ranks are told the sizes.
+            if field == "size" and next(iter(marks.values())).verb in ("all_gather", "gather"):
+                values += "; parts of unequal size go by sizes=, the same on every rank"
             return f"the ranks' calls differ in {field}: {values}"
     return None
 

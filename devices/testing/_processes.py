@@ -180,7 +180,7 @@ def run_outcomes(
     from devices.meeting.rendezvous import serve
 
     if not isinstance(ranks, int) or ranks < 1:
-        raise ArgumentError(f"ranks={ranks!r}: a run needs at least one rank")
+        raise ArgumentError(f"ranks={ranks!r}: a run needs at least one rank, as a number or as {{'h100': 2}}")
     if timeout <= 0:
         raise ArgumentError(f"timeout must be positive, got {timeout!r}")
     # The store is here, as torchrun's agent has it, so no port is chosen before it is bound.

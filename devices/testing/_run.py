@@ -104,7 +104,7 @@ def run(
     if (mixed := mixed_of(ranks, target, assume)) is not None:
         ranks, target = mixed.size, None
     if not isinstance(ranks, int) or ranks < 1:
-        raise ArgumentError(f"ranks={ranks!r}: a run needs at least one rank")
+        raise ArgumentError(f"ranks={ranks!r}: a run needs at least one rank, as a number or as {{'h100': 2}}")
     if not isinstance(schedules, int) or schedules < 1:
         raise ArgumentError(f"schedules={schedules!r}: at least one order of the ranks is to be tried")
     if mixed is not None and backend is not None:

@@ -52,7 +52,9 @@ def predict(verb: str, size: float, on: On, ranks: int | None = None, *, one_pro
     'NVLS'
     """
     if verb not in VERBS:
-        raise ArgumentError(f"there is no time of {verb!r}{did_you_mean(str(verb), VERBS)}; of {', '.join(VERBS)}")
+        raise ArgumentError(
+            f"there is no time of {verb!r}{did_you_mean(str(verb), VERBS) or '.'} Known: {', '.join(VERBS)}"
+        )
     if not isinstance(size, (int, float)) or isinstance(size, bool) or not math.isfinite(size) or size < 0:
         raise ArgumentError(f"the size of a collective is a number of bytes, got {size!r}")
     found = resolve(on)
