@@ -147,6 +147,13 @@ class StagedCommunicator(Communicator):
         output.copy_(there)
         return DONE
 
+    def permute(self, output: Tensor | None, input: Tensor, pairs: Sequence[tuple[int, int]]) -> Pending:
+        there = None if output is None else self._empty(output)
+        self._host.permute(there, self._down(input), pairs).wait()
+        if output is not None and there is not None:
+            output.copy_(there)
+        return DONE
+
     def barrier(self) -> Pending:
         # What this rank's device was told before is done when the others are let go on.
         self._down(torch.zeros(1, dtype=torch.uint8, device=self._device))

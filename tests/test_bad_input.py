@@ -161,12 +161,13 @@ def _bad_scatter() -> list[str]:
             (None, {}),
             (torch.ones(4), {}),
             (torch.ones(3), {"sizes": [1, 1, 2]}),
+            (torch.ones(3), {"sizes": 5}),
             (torch.ones(3), {"dim": 1}),
             ([], {}),
         ]
         said = []
         for x, arguments in bad:
-            with pytest.raises(ArgumentError) as error:
+            with pytest.raises((ArgumentError, TypeError)) as error:
                 devices.scatter(x if world.rank == 1 else None, src=1, **arguments)
             said.append(str(error.value))
         if world.rank == 1:
@@ -188,6 +189,7 @@ def test_bad_input_to_scatter_is_an_error_on_every_rank_for_all_wait_for_its_sou
         "x is None on src=1",
         "dim 0 has size 4, which 3 ranks do not divide",
         "adds up to 4, but dim 0 has size 3",
+        "'int' object is not iterable",
         "dim=1, but the tensor of shape (3,) has 1 dims",
         "the list of tensors is empty",
         "out= is of shape (2,)",
@@ -196,6 +198,15 @@ def test_bad_input_to_scatter_is_an_error_on_every_rank_for_all_wait_for_its_sou
         for one, part in zip(said, parts, strict=True):
             assert part in one
             assert rank == 1 or f"scatter on rank {rank} of 3: it failed on rank 1" in one
+
+
+def test_a_rank_that_scatters_along_another_dim_than_the_source_is_told_both() -> None:
+    def scatters(world: devices.World) -> None:
+        devices.scatter(torch.ones(4, 4) if world.rank == 0 else None, dim=world.rank)
+
+    both = "scatter on rank 1 of 2: dim=1, but rank 0, whose tensors it scatters, has dim=0"
+    with pytest.raises(ArgumentError, match=both):
+        devices.testing.run(scatters, ranks=2)
 
 
 def test_a_verb_without_a_world_says_how_to_open_one() -> None:

@@ -12,7 +12,8 @@ import torch.distributed as dist
 import devices
 import devices.testing
 from devices.algorithms import ring
-from devices.algorithms.schedule import Program, Schedule
+from devices.algorithms.schedule import Chunk, Copy, Program, Recv, Schedule, Send
+from devices.calls.groups import own_verbs
 from devices.errors import ArgumentError, MismatchError
 from devices.topology import Topology, switch, synthesize
 
@@ -150,3 +151,21 @@ def test_calls_that_differ_are_an_error_by_a_schedule_too(
 
     with pytest.raises(MismatchError, match=f"the ranks' calls differ in {says}"):
         devices.testing.run(go, ranks=4)
+
+
+def adds_where_it_received(world: devices.World) -> list[float]:
+    # Right as long as input and output lie in memory of their own.
+    programs: tuple[Program, ...] = (
+        ((Send(1, 1), Recv(1, 2)), (Copy(0, 2, True),)),
+        ((Send(0, 0), Recv(0, 3)), (Copy(1, 3, True),)),
+    )
+    chunks = (Chunk("input", 0), Chunk("input", 1), Chunk("output", 0), Chunk("output", 1))
+    devices.use_schedule(Schedule("reduce_scatter", 2, chunks, programs.__getitem__))
+    x = torch.arange(4.0) + 10 * world.rank
+    own = x[2 * world.rank : 2 * world.rank + 2]
+    own_verbs(None).reduce_scatter(own, x)
+    return own.tolist()
+
+
+def test_a_result_that_is_written_into_the_input_is_right_by_any_schedule() -> None:
+    assert devices.testing.run(adds_where_it_received, ranks=2) == [[10.0, 12.0], [14.0, 16.0]]

@@ -75,14 +75,19 @@ class Planned:
         self._run(on, (tensor.numel(),), tensor, {}, {0: tensor}, op)
 
     def _all_gather(self, on: Transport, output: Tensor, input: Tensor, counts: Sequence[int]) -> None:
+        input = _apart(input, output)
         self._run(on, counts, input, {on.rank: input}, _split(output, counts))
 
     def _reduce_scatter(self, on: Transport, output: Tensor, input: Tensor, op: str, counts: Sequence[int]) -> None:
-        self._run(on, counts, input, _split(input, counts), {on.rank: output}, op)
+        into = _apart(output, input)
+        self._run(on, counts, input, _split(input, counts), {on.rank: into}, op)
+        if into is not output:
+            output.copy_(into)
 
     def _all_to_all(
         self, on: Transport, output: Tensor, input: Tensor, output_counts: Sequence[int], input_counts: Sequence[int]
     ) -> None:
+        input = _apart(input, output)
         self._run(on, (), input, _split(input, input_counts), _split(output, output_counts))
 
     def _broadcast(self, on: Transport, tensor: Tensor, src: int) -> None:
@@ -186,6 +191,11 @@ def _timed(started: Iterator[Pending | None], own: Times) -> Piece:
     while now < own.total:
         yield DONE
         now += 1
+
+
+def _apart(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return `tensor`, or a copy if it may lie in the memory of `other`: schedules are proven where none does."""
+    return tensor.clone() if tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() else tensor
 
 
 def _slice(parts: Parts, at: int, count: int) -> Parts:

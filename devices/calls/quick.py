@@ -127,7 +127,7 @@ def permute(x: Any, group: GroupLike, pairs: Sequence[tuple[int, int]], out: Ten
     rank, size = verbs.group.rank, verbs.group.size
     sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
     for ranks in (sources, targets):
-        if len(set(ranks)) < len(ranks) or not all(type(each) is int and 0 <= each < size for each in ranks):
+        if not all(type(each) is int and 0 <= each < size for each in ranks) or len(set(ranks)) < len(ranks):
             return NOT_PLAIN
     if (result := result_like(x, x.shape, out)) is None:
         return NOT_PLAIN

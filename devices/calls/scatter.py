@@ -64,8 +64,11 @@ def scatter(
         if isinstance(found, dict):
             if "error" in found:
                 raise ArgumentError(f"{who}: it failed on rank {src}, whose tensors it scatters: {found['error']}")
-            return run(_described(found, verbs))
+            described = _described(found, verbs)
+            _check_dim(who, dim, src, found["dim"], found["tensors"])
+            return run(described)
         whole = _blank(found, _own_device(verbs))
+        _check_dim(who, dim, src, 0, [[found[0], found[1:]]])
         if is_common and (part := result_like(whole, _part(whole.shape, size), out)) is not None:
             verbs.scatter(flat(part), None, src)
             return part
@@ -82,11 +85,18 @@ def scatter(
         verb = ready(x)
         if out is not None:
             verb.check_out(out)
-    except DevicesError as error:
-        _tell(verbs, json.dumps({"error": str(error)}), src)
+    except Exception as error:
+        said = str(error) if isinstance(error, DevicesError) else f"{type(error).__name__}: {error}"
+        _tell(verbs, json.dumps({"error": said}), src)
         raise
-    _tell(verbs, json.dumps(_description(x, verb, verbs)), src)
+    _tell(verbs, json.dumps({"dim": dim, **_description(x, verb, verbs)}), src)
     return verb.run(out, async_op)
+
+
+def _check_dim(who: str, dim: int, src: int, told: int, tensors: Sequence[Any]) -> None:
+    """Require the same dim as `src` has, of tensors given by dtype and shape: -1 may be the same as 1."""
+    if isinstance(dim, int) and any((dim - told) % max(len(shape), 1) for _, shape in tensors):
+        raise ArgumentError(f"{who}: dim={dim}, but rank {src}, whose tensors it scatters, has dim={told}")
 
 
 def _part(shape: Sequence[int], size: int) -> tuple[int, ...]:

@@ -227,9 +227,7 @@ def _open_several(
         gone = Ended(group, dead, host.has_left if isinstance(host, SharedMemoryCommunicator) else None)
         opened = DomainsCommunicator(group, domains, shares, inside, between, reductions, note, gone)
         opened.planned = planned(group, domains, shares.bandwidths)
-        opened.predicted = between_domains(
-            domains, shares.bandwidths, planned=[each.schedule.verb for each in opened.planned]
-        )
+        opened.predicted = between_domains(domains, shares.bandwidths, planned=opened.planned)
         return opened
     except BaseException:
         if native is not None:

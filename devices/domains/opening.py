@@ -83,9 +83,7 @@ def open_domains(
     own = Inside(carried, members.index(group.rank), len(members))
     opened = DomainsCommunicator(group, domains, shares, own, between, reductions, note)
     opened.planned = planned(group, domains, shares.bandwidths)
-    opened.predicted = between_domains(
-        domains, shares.bandwidths, planned=[each.schedule.verb for each in opened.planned]
-    )
+    opened.predicted = between_domains(domains, shares.bandwidths, planned=opened.planned)
     return opened
 
 

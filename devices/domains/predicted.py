@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from devices import catalogue
 from devices._interop import Assumed, Interop, Side
+from devices.algorithms.planned import Planned
 from devices.domains.bandwidth import VARIABLE
 from devices.domains.members import Domains
 from devices.domains.shares import Shares
@@ -80,7 +81,7 @@ def between_domains(
     domains: Domains,
     bandwidths: Sequence[float] | None,
     over: tuple[float, float, float] = OVER_LINKS,
-    planned: Collection[str] = (),
+    planned: Collection[Planned] = (),
     *,
     measures: bool = True,
 ) -> str:
@@ -90,7 +91,7 @@ def between_domains(
         domains: who is where.
         bandwidths: of each rank, by rank of the group, in each direction; None where that is not known.
         over: so many times what the links take at best it takes at best, as expected and at worst.
-        planned: the verbs that go by schedules of the group's own, which are faster.
+        planned: the schedules of the group's own, which are faster from their least bytes on.
         measures: whether such a group measures its bandwidths as it opens, if it is asked to.
     """
     if bandwidths is None:
@@ -99,13 +100,14 @@ def between_domains(
             f"{VARIABLE} on every rank to its bytes per second{', or to measure' if measures else ''}"
         )
     low, expected, high = over
+    faster = [each.schedule.verb for each in planned if each.least <= SIZE]
     found = {
         verb: Interval(low * least, expected * least, high * least)
         for verb, least in seconds(SIZE, domains, bandwidths).items()
-        if verb not in planned
+        if verb not in faster
     }
     basis = f"from what the ways between {' and '.join(domains.names)} carry ({VARIABLE})"
-    return _shown(found, f"{basis}{''.join(f'; {verb} is faster, by its schedule' for verb in planned)}")
+    return _shown(found, f"{basis}{''.join(f'; {verb} is faster, by its schedule' for verb in faster)}")
 
 
 def by_fabric(interop: Interop, sides: Sequence[Side], assumed: Assumed) -> str:

@@ -12,6 +12,8 @@ from torch.distributed import HashStore
 
 from devices._backend import Device, Group
 from devices._store import Store
+from devices.algorithms import ring
+from devices.algorithms.planned import Planned
 from devices.domains import bandwidth
 from devices.domains.members import Domains
 from devices.domains.predicted import between_domains, of_topology, on_this_host, seconds, told
@@ -58,7 +60,9 @@ def test_times_between_domains_are_intervals_or_say_which_figure_is_missing() ->
     # 64 MiB at 125 MB/s take 0.5369 s at best.
     assert said.startswith("predicted for 64 MiB: all_reduce 564 ms (510 ms to 1.07 s), all_gather ")
     assert said.endswith("from what the ways between here and there carry (DEVICES_LINK_BANDWIDTH)")
-    planned = between_domains(TWO_AND_TWO, [1e8] * 4, planned=["all_reduce"])
+    always, never = (Planned(ring.all_reduce(4), 0, least, "a test") for least in (1 << 26, (1 << 26) + 1))
+    assert "all_reduce 3" in between_domains(TWO_AND_TWO, [1e8] * 4, planned=[never])
+    planned = between_domains(TWO_AND_TWO, [1e8] * 4, planned=[always])
     assert planned.startswith("predicted for 64 MiB: all_gather "), "what goes by a schedule takes another time"
     assert planned.endswith("; all_reduce is faster, by its schedule")
     missing = between_domains(TWO_AND_TWO, None)

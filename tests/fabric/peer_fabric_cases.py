@@ -15,6 +15,7 @@ from memory_of_devices import every_verb, group_of_its_own
 
 import devices
 from devices._backend import Capabilities
+from devices.algorithms.lowerings import own_verbs
 from devices.algorithms.verbs import Verbs
 from devices.fabric.peer import fabric as peer
 from devices.fabric.peer.fabric import PeerFabric
@@ -45,6 +46,20 @@ def all_verbs(scheduled: bool) -> tuple[str, list[int]]:
         dist.barrier()
         peer.free_what_is_unmapped()
         return note, [len(memory.own), len(memory.theirs)]
+
+
+def staged_beside_others() -> None:
+    """Call every verb in a group of which rank 1 alone goes through host memory, as an accelerator beside CPUs does."""
+    with devices.init(timeout=60):
+        group = group_of_its_own("staged")
+        staged = devices.open_staged(group, "a test")
+        carrier = staged if group.rank == 1 else staged._host
+        verbs = Verbs(carrier, group, Capabilities(frozenset()))
+        assert [verb for verb in own_verbs(staged) if verb not in vars(type(staged))] == []
+        for numel in (0, 6, 600_000):
+            every_verb(verbs, numel)
+        dist.barrier()
+        verbs.close()
 
 
 def without(how: str) -> tuple[str, float, list[int]]:

@@ -34,6 +34,10 @@ def test_every_verb_is_right_over_mapped_memory_and_all_of_it_is_given_back(sche
         assert left == [0, 0]
 
 
+def test_every_verb_is_right_where_one_rank_alone_goes_through_host_memory() -> None:
+    ranks.run(3, cases.staged_beside_others, timeout=120)
+
+
 @pytest.mark.parametrize(
     ("how", "said"),
     [
