@@ -42,8 +42,10 @@ class OpenedByThreads(Backend):
 
     def open(self, group: Group) -> Communicator:
         communicator = self._backend.open(group)
-        with self._lock:
-            self._opened.add(communicator)
+        # What is none is refused by whoever asked for it.
+        if isinstance(communicator, Communicator):
+            with self._lock:
+                self._opened.add(communicator)
         return communicator
 
     def abort(self) -> None:

@@ -158,7 +158,10 @@ class OnlyGather(Base, Communicator):
 @pytest.mark.parametrize(
     ("communicator", "message"),
     [
-        (Nothing(), "Nothing cannot carry a group: implement exchange, or all_gather and all_reduce"),
+        (
+            Nothing(),
+            "rank 0 of 2 in group '.*': Nothing cannot carry a group: implement exchange, or all_gather and all_reduce",
+        ),
         (OnlyGather(World(2), 0), "OnlyGather cannot carry a group: implement exchange, or all_reduce beside its"),
         (None, "needs a communicator"),
     ],

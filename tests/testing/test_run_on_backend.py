@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 import devices
 from devices import _registry
-from devices.errors import UnsupportedError
+from devices.errors import PluginError, UnsupportedError
 from devices.testing import run
 
 
@@ -124,3 +124,12 @@ def test_a_backend_that_does_not_say_that_threads_may_open_it_is_refused() -> No
 
     with pytest.raises(UnsupportedError, match="does not say that its ranks may be threads"):
         run(use_it, ranks=2, backend=Silent())
+
+
+def test_a_backend_that_opens_no_communicator_is_named_with_what_it_returned() -> None:
+    class Empty(OverGloo):  # type: ignore[misc]
+        def open(self, group: devices.Group) -> Any:
+            return None
+
+    with pytest.raises(PluginError, match=r"rank . of 2 in group .* returned None, which is no devices.Communicator"):
+        run(use_it, ranks=2, backend=Empty())

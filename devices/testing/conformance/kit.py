@@ -139,5 +139,5 @@ def matching(only: str) -> Sequence[Check]:
     found = [check for check in CHECKS if fnmatch.fnmatchcase(check.name, only)]
     if not found:
         known = [check.name for check in CHECKS]
-        raise ArgumentError(f"no check is named {only!r}{did_you_mean(only, known)}; there are {', '.join(known)}")
+        raise ArgumentError(f"no check is named {only!r}{did_you_mean(only, known) or '.'} Known: {', '.join(known)}")
     return found
