@@ -72,6 +72,15 @@ class Alarm:
             name = f"devices {self._group.name} alarm"
             threading.Thread(target=_watch, args=(weakref.ref(self),), name=name, daemon=True).start()
 
+    def ring(self, error: BaseException) -> None:
+        """End the call that is under way, for an error that this rank has found: others may wait for it in there."""
+        self._told(error)
+        self._give_up_all()
+
+    def _give_up_all(self) -> None:
+        if (give_up := self._give_up()) is not None:
+            give_up()
+
     def __exit__(self, kind: object, error: BaseException | None, at: object) -> None:
         """End it; raise what is to be raised on every rank, if it failed."""
         with self._lock:
@@ -79,8 +88,7 @@ class Alarm:
         if error is None:
             return
         failed = self.error = self._told(error)
-        if (give_up := self._give_up()) is not None:
-            give_up()
+        self._give_up_all()
         # An interruption goes on here as it is, and is an error elsewhere.
         if isinstance(error, Exception):
             raise failed from error
@@ -161,12 +169,11 @@ class Alarm:
             self._lost = lost
             # Before: peers on other hosts, who do not see that it died, are to find that this rank gave up after it.
             self._first_of({"kind": CollectiveError.__name__, "text": lost, "by": self._me})
-            if (give_up := self._give_up()) is not None:
-                give_up()
+            self._give_up_all()
             return False
         # Who serves the store may have ended, whom this group does not need: who dies is noticed all the same.
-        if self._asking.has("error") and self._calls and (give_up := self._give_up()) is not None:
-            give_up()
+        if self._asking.has("error") and self._calls:
+            self._give_up_all()
             return False
         return True
 

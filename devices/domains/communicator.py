@@ -92,7 +92,7 @@ class DomainsCommunicator(Communicator):
         self._alarm = Alarm(group, domains.names[self._mine], self._give_up, gone)
         self._bridge = Bridge(between, group, domains, inside.communicator, self._alarm.reason_of)
         # Between vendors, one may refuse at a call what another takes.
-        self._consent = Consent(group, domains, self._bridge, None if gone is None else self._give_up)
+        self._consent = Consent(group, domains, self._bridge, None if gone is None else self._alarm.ring)
         self.messages = self._messages = DomainsMessages(group, self._bridge, self._alarm)
         self._numbers = itertools.count(1)
         self._expected: dict[int, Asked] = {}

@@ -53,10 +53,12 @@ class Consent:
         group: the members.
         domains: who is where.
         bridge: reaches all ranks.
-        give_up: makes whatever waits here fail soon; None where no domain refuses anything.
+        give_up: tells all of an error, and makes whatever waits here fail soon; None where no domain refuses anything.
     """
 
-    def __init__(self, group: Group, domains: Domains, bridge: Bridge, give_up: Callable[[], None] | None) -> None:
+    def __init__(
+        self, group: Group, domains: Domains, bridge: Bridge, give_up: Callable[[BaseException], None] | None
+    ) -> None:
         self._group, self._bridge, self._give_up = group, bridge, give_up
         self._name = domains.names[domains.of_rank(group.rank)]
         self._lead, *self._mates = domains.members[domains.of_rank(group.rank)]
@@ -95,7 +97,9 @@ class Consent:
         self._is_open = False
         me = f"rank {self._group.ranks[self._group.rank]} of {self._name}"
         mine = [] if error is None else [type(error).__name__, str(error), me]
-        timer = threading.Timer(PATIENCE, self._give_up or (lambda: None)) if error is not None else None
+        timer = None
+        if error is not None and self._give_up is not None:
+            timer = threading.Timer(PATIENCE, self._give_up, [error])
         try:
             if timer is not None:
                 timer.daemon = True

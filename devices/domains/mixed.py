@@ -149,15 +149,16 @@ def _open_one(group: Group, domains: Domains, joining: Joining) -> Opened:
         failure = error
     try:
         _all_opened(group, domains.names[0], failure)
+        assert communicator is not None, "all have opened it"
+        survivors = _survivors(group, communicator) if is_recovered() else None
     except BaseException:
         if communicator is not None:
             communicator.abort()
             communicator.close()
         raise
-    assert communicator is not None, "all have opened it"
     communicator.predicted = communicator.predicted or joining.predicted
     communicator.note = f"{domains.shown(group.ranks)}; {communicator.note or type(communicator).__name__}"
-    return Opened(communicator, _survivors(group, communicator) if is_recovered() else None)
+    return Opened(communicator, survivors)
 
 
 def _survivors(group: Group, communicator: Communicator) -> Survivors:
