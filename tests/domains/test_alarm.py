@@ -103,3 +103,15 @@ def test_a_rank_that_fails_says_so_at_once_while_another_thread_waits_at_the_sto
     assert served.check(["alarm/error"])
     served.set("never", "")
     waits.join(30)
+
+
+def test_a_rank_that_ends_a_call_in_which_others_wait_for_it_has_said_why() -> None:
+    store = LateStore()
+    store.answers.set()
+    rank = Rank(4, store)
+    rank.alarm.ring(ValueError("this chip reduces no int32"))
+    assert rank.had_told == [True]
+    # What waited there is given up then, which is not why.
+    assert "this chip reduces no int32, as rank 4 of chip 4 found" in rank.fails(
+        RuntimeError("rank 4 aborted the group")
+    )
