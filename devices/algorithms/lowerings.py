@@ -8,7 +8,7 @@ from typing import final
 
 import torch
 
-from devices._backend import Communicator
+from devices._backend import Communicator, Group
 from devices.algorithms import by_exchange, by_gather
 from devices.algorithms.arithmetic import Carrier
 from devices.algorithms.transport import Transport
@@ -72,7 +72,7 @@ def own_verbs(communicator: Communicator) -> frozenset[str]:
     )
 
 
-def compose(communicator: Communicator) -> dict[str, Lowering]:
+def compose(communicator: Communicator, group: Group) -> dict[str, Lowering]:
     """Return how each verb is composed from what the communicator has.
 
     Raises:
@@ -83,7 +83,7 @@ def compose(communicator: Communicator) -> dict[str, Lowering]:
         name = type(communicator).__name__
         missing = " and ".join(sorted(_BOTH - own))
         raise PluginError(
-            f"{name} cannot carry a group: implement exchange, or {missing}"
+            f"{group}: {name} cannot carry a group: implement exchange, or {missing}"
             + (f" beside its {', '.join(sorted(own))}" if own else "")
         )
     return {verb: next(way for way in ways if way.needs <= own) for verb, ways in TABLE.items()}

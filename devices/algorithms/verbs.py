@@ -86,10 +86,7 @@ class Verbs(Carried):
         device = torch.device(kind) if kind == "cpu" else torch.device(kind, index)
         self.flight = join(group, caller)
         self._messages = Messages(communicator, group, self._require, self.flight)
-        try:
-            self._lowered = compose(communicator)
-        except PluginError as error:
-            raise PluginError(f"{group}: {error}") from None
+        self._lowered = compose(communicator, group)
         self._own = own_verbs(communicator)
         self._runner = Runner(self.flight, device, communicator)
         self._on = Transport(
