@@ -81,7 +81,8 @@ def grown_forest(capacities: Capacities, shares: Mapping[int, Fraction]) -> Fore
 def _paths(after: Mapping[int, list[int]], ranks: Mapping[int, int], start: int) -> list[Path]:
     """Return for each endpoint that no other is on the way to, and each first link, a shortest path."""
     found: list[Path] = []
-    for first in after[start]:
+    # Of a device that only takes, nothing goes anywhere.
+    for first in after.get(start, ()):
         seen = {start, first}
         frontier: list[Path] = [(start, first)]
         while frontier:

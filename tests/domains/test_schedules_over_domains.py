@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from fractions import Fraction
 
@@ -15,7 +16,7 @@ from devices._store import Store
 from devices.domains.members import Domains
 from devices.domains.planned import planned, worth
 from devices.fabric.host.meeting import why_not_here
-from devices.topology import replay
+from devices.topology import Plan, Topology, replay, synthesize
 
 reason = why_not_here()
 needs_memory = pytest.mark.skipif(bool(reason), reason=f"needs shared memory: {reason}")
@@ -54,6 +55,62 @@ def test_no_schedule_is_made_where_the_verbs_own_ways_are_as_fast(
     size = sum(map(len, domains.members))
     group = Group(tuple(range(size)), 0, Device("cpu", "cpu", 0), Store(HashStore()), timedelta(seconds=1), "few")
     assert planned(group, domains, bandwidths) == ()
+
+
+def test_crooked_links_have_schedules_as_others_do() -> None:
+    # Trees of these grow over a graph in which some rank only takes.
+    domains = Domains(((0,), (1,), tuple(range(2, 10)), (10, 11)), ("a", "b", "c", "d"))
+    bandwidths = [each * 1e6 for each in (11, 5.9, 24, 26, 8.3, 7.2, 2, 21, 30, 20, 24, 26)]
+    [(plan, _, times)] = worth(domains, bandwidths)
+    assert plan.schedule.verb == "all_reduce"
+    assert plan.seconds_per_byte == replay(plan).seconds_per_byte
+    # 5.9 MB/s into the slowest domain and out of it: each of four adds up a quarter, and passes 3/2 of the data.
+    assert times == pytest.approx(1.5 / 5.9e6 / float(plan.seconds_per_byte))
+
+
+@pytest.mark.parametrize("error", [KeyError(9), KeyboardInterrupt()], ids=["fails", "is interrupted"])
+def test_a_rank_that_cannot_make_schedules_says_so_to_all_who_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fails(domains: Domains, bandwidths: Sequence[float]) -> None:
+        raise error
+
+    monkeypatch.setattr("devices.domains.planned.worth", fails)
+    store = Store(HashStore())
+    first, last = (
+        Group((4, 5, 6, 7, 8), rank, Device("cpu", "cpu", rank), store, timedelta(seconds=20), "told")
+        for rank in (0, 4)
+    )
+    links = [3e6] * 3 + [25e6] * 2
+    if isinstance(error, Exception):
+        with pytest.warns(RuntimeWarning, match="rank 4 found no schedules .* for KeyError: 9; all_reduce"):
+            assert planned(first, ONE_SLOW, links) == ()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            planned(first, ONE_SLOW, links)
+    with pytest.warns(RuntimeWarning, match="rank 4 found no schedules .* for"):
+        assert planned(last, ONE_SLOW, links) == ()
+
+
+def test_groups_over_the_same_links_have_their_schedules_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def counted(topology: Topology, verb: str) -> Plan:
+        made.append(verb)
+        return synthesize(topology, verb)
+
+    monkeypatch.setattr("devices.domains.planned.synthesize", counted)
+    found = [
+        planned(
+            Group((0, 1, 2, 3, 4), 0, Device("cpu", "cpu", 0), Store(HashStore()), timedelta(seconds=20), name),
+            ONE_SLOW,
+            [4.001e6] * 3 + [26e6] * 2,
+        )
+        for name in ("one", "other")
+    ]
+    assert made == ["all_reduce", "all_gather", "reduce_scatter"]
+    assert [each.schedule for each in found[0]] == [each.schedule for each in found[1]]
+    assert len(found[0]) == 3
 
 
 @needs_memory
