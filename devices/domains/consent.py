@@ -18,7 +18,10 @@ from devices.errors import ArgumentError, DevicesError, DtypeError, UnsupportedE
 Tensor = torch.Tensor
 
 PATIENCE = 5.0
-"""Seconds that a rank which was refused gives the others of its domain to be refused too."""
+"""Seconds that a rank which was refused gives the others of its domain to be refused too, or more by `SHARE`."""
+
+SHARE = 0.05
+"""So much of the group's timeout it gives them at least: a vendor may compile a call before it refuses it."""
 
 VERBS = frozenset(("all_reduce", "all_gather", "reduce_scatter", "broadcast"))
 """Those that go by a domain's own verbs."""
@@ -75,6 +78,9 @@ class Consent:
         self._is_open = True
         try:
             work()
+            # Of a call that nothing crosses in, of no elements or that messages make up, nobody has been asked.
+            if not self._is_open:
+                self._given.add(kind)
         except _RefusedError as refused:
             return refused.error
         except _REFUSALS as error:
@@ -83,7 +89,6 @@ class Consent:
             return self._asked(error)
         finally:
             self._is_open = False
-        self._given.add(kind)
         return None
 
     def start(self, sends: Sequence[tuple[int, Tensor]], recvs: Sequence[tuple[int, Tensor]]) -> Crossing:
@@ -99,15 +104,18 @@ class Consent:
         mine = [] if error is None else [type(error).__name__, str(error), me]
         timer = None
         if error is not None and self._give_up is not None:
-            timer = threading.Timer(PATIENCE, self._give_up, [error])
+            patience = max(PATIENCE, SHARE * self._group.timeout.total_seconds())
+            timer = threading.Timer(patience, self._give_up, [error])
         try:
             if timer is not None:
                 timer.daemon = True
                 timer.start()
             ours = self._in_domain(mine)
         except Exception as lost:
+            if error is None:
+                raise
             # Nobody else of the domain was refused.
-            raise error or lost from lost
+            raise error from lost
         finally:
             if timer is not None:
                 timer.cancel()
