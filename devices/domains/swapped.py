@@ -62,6 +62,44 @@ def legs(counts: Counts, domains: Domains, shares: Shares, mine: int) -> list[Le
     return found
 
 
+def spans(counts: Counts, domains: Domains, piece: int) -> Iterator[tuple[int, int]]:
+    """Yield from which byte to which of every message pieces go, one after the other.
+
+    Args:
+        counts: the bytes of all messages.
+        domains: who is where.
+        piece: at most so many bytes of a piece cross from one domain to another, of each message one at least.
+    """
+    ways = [
+        sorted(counts[source][target] for source in members for target in others)
+        for members in domains.members
+        for others in domains.members
+        if members != others
+    ]
+    longest = max(count for rank, row in enumerate(counts) for peer, count in enumerate(row) if peer != rank)
+    start = 0
+    while start < longest:
+        left = [[count - start for count in way if count > start] for way in ways]
+        stop = min([longest, *(start + _level(lengths, piece) for lengths in left if sum(lengths) > piece)])
+        yield start, stop
+        start = stop
+
+
+def _level(lengths: Sequence[int], room: int) -> int:
+    """Return of how many bytes of each of some messages there is room for, those that are shorter being there whole.
+
+    Args:
+        lengths: of the messages, the shortest first; together more than there is room for.
+        room: in bytes.
+    """
+    left = len(lengths)
+    for length in lengths:
+        if length * left > room:
+            break
+        room, left = room - length, left - 1
+    return max(room // left, 1)
+
+
 @final
 class Swap:
     """An all_to_all of one rank of a group.
@@ -84,17 +122,14 @@ class Swap:
             sent: what this rank has for each, in bytes.
             came: what it is to have from each.
             counts: the bytes of all of it.
-            piece: about how many bytes of a piece cross between two domains.
+            piece: at most about so many bytes of a piece cross from one domain to another.
         """
-        first, *others = sorted((len(members) for members in self._domains.members), reverse=True)
-        each = max(piece // (first * others[0]), 1)
         before: Counts = ()
-        longest = max(count for rank, row in enumerate(counts) for peer, count in enumerate(row) if peer != rank)
-        for start in range(0, longest, each):
-            part = [[min(max(count - start, 0), each) for count in row] for row in counts]
+        for start, stop in spans(counts, self._domains, piece):
+            part = [[min(max(count - start, 0), stop - start) for count in row] for row in counts]
             if part != before:
                 found, before = legs(part, self._domains, self._shares, self._mine), part
-            slices = [[tensor[start : start + each] for tensor in whole] for whole in (sent, came)]
+            slices = [[tensor[start:stop] for tensor in whole] for whole in (sent, came)]
             yield self._piece(slices[0], slices[1], found)
 
     def _piece(self, sent: Sequence[Tensor], came: Sequence[Tensor], found: Sequence[Leg]) -> Piece:

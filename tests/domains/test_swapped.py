@@ -8,7 +8,7 @@ import pytest
 
 from devices.domains.members import Domains
 from devices.domains.shares import Shares
-from devices.domains.swapped import legs
+from devices.domains.swapped import legs, spans
 
 WORLDS = [
     (((0, 1), (2, 3)), [2e6, 1e6, 2e6, 1e6]),
@@ -55,3 +55,30 @@ def test_each_byte_goes_once_from_its_source_to_its_target_and_each_link_carries
             for rank in ranks:
                 # Parts begin at multiples of 64 bytes, and there is one for each other domain.
                 assert carried[rank] == pytest.approx(sum(carried.values()) * bandwidths[rank] / way, abs=200)
+
+
+def test_pieces_are_as_long_as_what_crosses_leaves_room_for() -> None:
+    domains = Domains((tuple(range(8)), tuple(range(8, 16))), ("a", "b"))
+    piece = 2 << 20
+    even = [[1 << 20] * 16 for _ in range(16)]
+    assert list(spans(even, domains, piece)) == [(start, start + (32 << 10)) for start in range(0, 1 << 20, 32 << 10)]
+    # One long message is not cut into what all 64 would be cut into.
+    one = [[0] * 16 for _ in range(16)]
+    one[0][8] = 64 << 20
+    assert list(spans(one, domains, piece)) == [(start, start + piece) for start in range(0, 64 << 20, piece)]
+    # What stays in a domain takes no room between them.
+    near = [[0] * 16 for _ in range(16)]
+    near[3][4], near[0][8] = 64 << 20, 5
+    assert list(spans(near, domains, piece)) == [(0, 64 << 20)]
+    assert list(spans([[7] * 16 for _ in range(16)], domains, 10)) == [(at, at + 1) for at in range(7)]
+    mixed = [[100 * source + target for target in range(16)] for source in range(16)]
+    found = list(spans(mixed, domains, 30_000))
+    assert [start for start, _ in found] == [0, *(stop for _, stop in found)][: len(found)]
+    assert found[-1][1] == max(mixed[15][:15])
+    for start, stop in found:
+        for members, others in (domains.members, domains.members[::-1]):
+            crosses = sum(
+                min(max(mixed[source][target] - start, 0), stop - start) for source in members for target in others
+            )
+            assert crosses <= 30_000
+    assert len(found) < 5
