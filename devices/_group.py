@@ -78,17 +78,20 @@ class Group:
     def watched(self, call: Callable[[], T], what: str) -> T:
         """Return what `call` returns, in which the members wait for each other by a vendor's own means.
 
-        Every member calls this. The call runs on a thread, while this one watches the others: one that dies, as far as
-        that can be seen, or whose call raises, is an error on all of them soon, by whatever they are waiting. The
-        thread of a call that waits on is left behind.
+        Every member calls this, and it returns once the calls of all have returned. The call runs on a thread, while
+        this one watches the others: one that dies, as far as that can be seen, or whose call raises, is an error on all
+        of them soon, by whatever they are waiting. Where the store gives no connection of its own for that, deaths
+        alone are seen, and other failures by the timeout. The thread of a call that waits on is left behind.
 
         Args:
-            call: what is called; what it raises is raised.
-            what: what that is, in words, the same on all members: for errors, and the keys in the store.
+            call: what is called; what it raises is raised. What it opens it leaves where whoever gets an error finds
+                it, to give it up: the error may be another member's.
+            what: what that is, in words, the same on all members, and another for each call of a group: for errors, and
+                the keys in the store.
 
         Raises:
-            CollectiveError: a member has died, or its call has failed.
-            CollectiveTimeoutError: the call has not returned within the group's timeout.
+            CollectiveError: a member has died, or its call has failed, or what the group is a part of did not open.
+            CollectiveTimeoutError: the calls have not returned within the group's timeout.
         """
         return watched(self, call, what)
 

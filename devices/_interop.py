@@ -95,8 +95,8 @@ class Interop(abc.ABC):
         """Return where a device of this process, of whichever backend, is on the fabric; None if it is not on it.
 
         Every rank of a world of several backends asks it for its own device, of the fabric that its own backend's
-        `interop` returns and of those of all others that are installed. Ranks of several backends are one domain where
-        each of them says that it is on the fabric, at one place, and `domains` has them in one.
+        `interop` returns and of those of its peers' backends, where those are installed. Ranks of several backends are
+        one domain where each of them says that it is on the fabric, at one place, and `domains` has them in one.
         """
         return None
 
@@ -115,7 +115,7 @@ class Interop(abc.ABC):
 
     @abc.abstractmethod
     def domains(self, sides: Sequence[Side], assumed: Assumed) -> Sequence[Sequence[Side]]:
-        """Return which sides of a group reach each other natively: one sequence for each domain.
+        """Return which sides of a group reach each other natively: one sequence for each domain, each rank in one.
 
         Raises:
             UnsupportedError: so many ranks are not in one domain.

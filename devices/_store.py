@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, final
 
@@ -18,27 +19,34 @@ _LOOK = 0.02
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What ends the waits of a store: a key, wherever it is set, and what it means, in words."""
+
+    torch: TorchStore
+    key: str
+    why: str
+
+
+@final
 class Store:
     """A key-value store shared by the ranks of a group. Values are JSON, never pickles.
 
     Args:
         torch: torch's own store, handed to transports of torch's that ask for one.
         gone: says, while a key is waited for, which of those who might set it have died; nothing if none has.
-        failed: says why else what is waited for will not come; it may ask the store.
     """
 
-    def __init__(
-        self, torch: TorchStore, gone: Callable[[], str] | None = None, failed: Callable[[], str] | None = None
-    ) -> None:
+    def __init__(self, torch: TorchStore, gone: Callable[[], str] | None = None) -> None:
         self.torch = torch
         self._gone = gone
-        self._failed = failed
+        self._end: _End | None = None
 
     def under(self, prefix: str) -> Store:
         """Return the same store for keys of their own, whose names begin with `prefix`."""
         from torch.distributed import PrefixStore
 
-        return Store(PrefixStore(prefix, self.torch), self._gone, self._failed)
+        return self._with(PrefixStore(prefix, self.torch), self._end)
 
     def apart(self) -> Store | None:
         """Return the same store by a connection of its own; None where this kind of store, or this torch, has none.
@@ -46,7 +54,8 @@ class Store:
         A thread that waits in torch's own `get` holds up all others at the same connection.
         """
         try:
-            return Store(self.torch.clone(), self._gone)  # type: ignore[attr-defined]  # not in the stubs
+            end = None if self._end is None else replace(self._end, torch=_apart(self._end.torch))
+            return self._with(_apart(self.torch), end)
         except (AttributeError, RuntimeError):
             return None
 
@@ -54,9 +63,19 @@ class Store:
         """Return which of those who share the store have died, in words, as far as that can be seen; "" if none has."""
         return self._gone() if self._gone is not None else ""
 
-    def hearing(self, failed: Callable[[], str]) -> Store:
-        """Return the same store, whose waits end too once `failed` says why what is waited for will not come."""
-        return Store(self.torch, self._gone, failed)
+    def ended(self) -> str:
+        """Return why what is waited for will not come, as `hearing` has it; "" if nothing says that."""
+        end = self._end
+        return end.why if end is not None and end.torch.check([end.key]) else ""
+
+    def hearing(self, told: Store, key: str, why: str) -> Store:
+        """Return the same store, whose waits end too once `key` of the store `told` is set, which means `why`."""
+        return self._with(self.torch, _End(told.torch, key, why))
+
+    def _with(self, torch: TorchStore, end: _End | None) -> Store:
+        store = Store(torch, self._gone)
+        store._end = end
+        return store
 
     def set(self, key: str, value: Any) -> None:
         """Set `key` to `value`, which must be JSON."""
@@ -113,13 +132,13 @@ class Store:
 
     @property
     def _is_watched(self) -> bool:
-        return self._gone is not None or self._failed is not None
+        return self._gone is not None or self._end is not None
 
     def _comes_watched(self, key: str, deadline: float) -> bool:
         pause = 0.0005
         while True:
             # Who is gone has done before what it did, so that the key is looked for last.
-            lost, left = self.lost() or (self._failed() if self._failed else ""), deadline - time.monotonic()
+            lost, left = self.lost() or self.ended(), deadline - time.monotonic()
             if self.torch.check([key]):
                 return True
             if lost:
@@ -128,3 +147,9 @@ class Store:
                 return False
             time.sleep(min(pause, left))
             pause = min(pause * 2, _LOOK)
+
+
+def _apart(store: TorchStore) -> TorchStore:
+    """Return a store of torch's by a connection of its own."""
+    cloned: TorchStore = store.clone()  # type: ignore[attr-defined]  # not in the stubs
+    return cloned

@@ -18,6 +18,8 @@ _LOOK = 0.05
 _MOMENT = 0.5
 """Seconds within which a member whose connections have broken is seen to have died, or says what went wrong."""
 
+_GONE = "the store that its ranks meet by is gone"
+
 T = TypeVar("T")
 
 
@@ -40,10 +42,28 @@ def watched(group: Group, call: Callable[[], T], what: str) -> T:
             if lost := others.soon_lost():
                 raise lost from running.error
             raise running.error
+        _all_through(others, deadline)
     except BaseException as error:
         others.tell(error)
         raise
     return running.result()
+
+
+def _all_through(others: _Others, deadline: float) -> None:
+    """Return once the calls of all members have returned: who goes on before that hears of no failure any more."""
+    are_through, pause = others.are_through(1), 0.001
+    while not are_through:
+        error = others.died() or others.failed()
+        # One that was through has done its part, whatever has become of it since.
+        are_through = others.are_through()
+        if are_through:
+            return
+        if error:
+            raise error
+        if time.monotonic() > deadline:
+            raise others.late()
+        time.sleep(pause)
+        pause = min(2 * pause, _LOOK)
 
 
 @final
@@ -93,17 +113,29 @@ class _Others:
         lost = self._group.store.lost()
         return self._failed(lost) if lost else None
 
+    def are_through(self, more: int = 0) -> bool:
+        """Return whether the calls of all have returned, of so many more here; True where nobody can be heard."""
+        if self._store is None:
+            return True
+        try:
+            return self._store.add("through", more) >= self._group.size
+        except Exception as error:
+            # It may be with the member that has died.
+            raise self.soon_lost() or self._failed(f"{_GONE}: {error}") from error
+
     def failed(self) -> CollectiveError | None:
         """Return the error of what another member says that went wrong; None if none says anything."""
         if self._store is None:
             return None
         try:
             if not self._store.torch.check(["failed"]):
-                return None
+                # What this group is a part of may have failed, in which nobody comes here any more.
+                ended = self._store.ended()
+                return self._failed(ended) if ended else None
             said = self._store.get("failed")
         except Exception as error:
             # It may be with the member that has died.
-            return self.soon_lost() or self._failed(f"the store that its ranks meet by is gone: {error}")
+            return self.soon_lost() or self._failed(f"{_GONE}: {error}")
         kind = CollectiveTimeoutError if said["late"] else CollectiveError
         return kind(f"{self._group}: {self._what} failed: {said['text']}, as rank {said['rank']} found")
 

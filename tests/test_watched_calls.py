@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 import pytest
 import ranks
+import torch.distributed as dist
 from memory_of_devices import group_of_its_own
 
 import devices
+from devices import Device, Group, Store
 from devices.errors import CollectiveError
 from devices.meeting.roll_call import gone_from_world
 
@@ -46,3 +52,69 @@ def test_a_rank_that_is_killed_is_named_though_its_peer_waits_in_the_store() -> 
     survivor, died = ranks.outcomes(2, waits_in_the_store, timeout=120, grace=90)
     assert died[0] == "died"
     assert survivor == ("returned", "rank 0 of 2 in group 'watched': a vendor's call failed: rank 1 died")
+
+
+def group_in_threads(rank: int, store: Store) -> Group:
+    return Group((0, 1), rank, Device("vendor", "vendor", rank), store, timedelta(seconds=60), "g")
+
+
+def in_threads(calls: list[Callable[[], Any]]) -> list[Any]:
+    """Return what the calls of two ranks return or raise, watched."""
+    kept = dist.HashStore()
+    results: list[Any] = [None] * len(calls)
+
+    def one(rank: int) -> None:
+        try:
+            results[rank] = group_in_threads(rank, Store(kept)).watched(calls[rank], "a vendor's call")
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return results
+
+
+def test_each_gets_what_its_own_call_returned() -> None:
+    assert in_threads([lambda: "zero", lambda: "one"]) == ["zero", "one"]
+
+
+def test_a_rank_whose_own_call_has_returned_hears_of_one_that_fails_later() -> None:
+    has_returned = threading.Event()
+
+    def fails() -> None:
+        has_returned.wait(60)
+        # The other has had the time to go on.
+        time.sleep(0.3)
+        raise RuntimeError("out of memory")
+
+    through, failed = in_threads([has_returned.set, fails])
+    assert type(through) is CollectiveError
+    assert str(through).endswith("a vendor's call failed: out of memory, as rank 1 found")
+    assert type(failed) is RuntimeError
+
+
+def test_a_call_in_a_domain_ends_once_another_domain_has_failed() -> None:
+    kept, never, has_begun = dist.HashStore(), threading.Event(), threading.Event()
+    world = Store(kept)
+    group = group_in_threads(0, world.under("domain 0").hearing(world.under("mixed"), "failed", "another did not open"))
+
+    def waits() -> None:
+        has_begun.set()
+        never.wait()
+
+    def fail() -> None:
+        has_begun.wait(60)
+        world.under("mixed").set("failed", True)
+
+    failing = threading.Thread(target=fail)
+    failing.start()
+    try:
+        with pytest.raises(CollectiveError, match=r"a vendor's call failed: another did not open$") as raised:
+            group.watched(waits, "a vendor's call")
+    finally:
+        never.set()
+        failing.join()
+    assert type(raised.value) is CollectiveError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
 from devices.domains.card import Card, named
@@ -51,7 +51,9 @@ class Division:
             parts += found
             if len(found) > 1:
                 each = " and ".join(", ".join(map(str, part)) for part in sorted(found))
-                reasons.append(f"{named(self._cards, members)} are {len(found)} domains ({each}): {', '.join(why)}")
+                reasons.append(
+                    f"{named(self._cards, members)} are {len(found)} domains ({each}): {', '.join(dict.fromkeys(why))}"
+                )
         return parts, reasons
 
     def _at_first(self, members: list[int]) -> tuple[Parts, list[str]]:
@@ -105,18 +107,30 @@ class Division:
         hosts: dict[str, list[int]] = {}
         for rank, card in zip(members, cards, strict=True):
             hosts.setdefault(card.host, []).append(rank)
-        if first.symmetric and not are_symmetric([(card.host, card.index) for card in cards]):
-            parts: Parts = []
-            reasons = [f"a group of backend {first.backend!r} has the same devices of each host that it is on"]
-            for some in hosts.values():
-                found, why = self._legal(some)
-                parts += found
-                reasons += why
-            return parts, reasons
+        if not self._may_be_one(members):
+            alike = f"a group of backend {first.backend!r} has the same devices of each host that it is on"
+            return self._by_host(hosts.values(), alike)
         if all(card.allows_group_of(len(members)) for card in cards):
             return [members], []
         order = [rank for some in hosts.values() for rank in sorted(some, key=lambda rank: self._cards[rank].index)]
         places = [(self._cards[rank].host, self._cards[rank].index) for rank in order]
         found = legal_parts(places, lambda size: all(card.allows_group_of(size) for card in cards))
+        parts = [sorted(order[at] for at in part) for part in found]
         no_group = f"backend {first.backend!r} has no groups of {len(members)}; legal sizes are {first.legal_sizes}"
-        return [sorted(order[at] for at in part) for part in found], [no_group]
+        # The largest may end in the middle of a host.
+        return (parts, [no_group]) if all(map(self._may_be_one, parts)) else self._by_host(hosts.values(), no_group)
+
+    def _by_host(self, hosts: Iterable[list[int]], reason: str) -> tuple[Parts, list[str]]:
+        """Return the ranks of each host in parts of their own, which are so for a reason."""
+        parts: Parts = []
+        reasons = [reason]
+        for some in hosts:
+            found, why = self._legal(some)
+            parts += found
+            reasons += why
+        return parts, reasons
+
+    def _may_be_one(self, members: list[int]) -> bool:
+        """Return whether ranks are the same devices of each host, where their hardware has no other groups."""
+        cards = [self._cards[rank] for rank in members]
+        return not cards[0].symmetric or are_symmetric([(card.host, card.index) for card in cards])

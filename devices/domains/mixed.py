@@ -114,7 +114,7 @@ def _reached(group: Group, vendors: Vendors, fabrics: Fabrics) -> tuple[Joining 
     if mine is not None:
         ranks = tuple(group.ranks[place] for place in mine.members)
         store = _hearing(group, group.store.under(mine.key), _FABRICS)
-        name = group.name if len(ranks) == group.size else f"{group.name}/{mine.fabric}"
+        name = group.name if len(ranks) == group.size else f"{group.name}/{mine.key}"
         own = Group(ranks, mine.members.index(group.rank), group.device, store, group.timeout + GRACE, name)
         joining = Joining(own, vendors, fabrics, mine.fabric)
         try:
@@ -289,8 +289,7 @@ def _all_opened(group: Group, domain: str, failure: Exception | None, what: str 
 
 def _hearing(group: Group, store: Store, what: str = _DOMAINS) -> Store:
     """Return the store of one domain, whose ranks wait no longer for each other once another rank's has failed."""
-    told = group.store.under(what)
-    return store.hearing(lambda: "a domain did not open" if told.torch.check(["failed"]) else "")
+    return store.hearing(group.store.under(what), "failed", "a domain did not open")
 
 
 def _comes(store: Store, key: str, seconds: float) -> bool:

@@ -155,6 +155,11 @@ def _answer(fabrics: Fabrics, name: str, ports: Sequence[Ports], by_place: Mappi
     try:
         found = interop.domains(sides, port.assumed)
         domains = [sorted(rank for side in domain for rank in side.ranks) for domain in found]
+        if sorted(rank for domain in domains for rank in domain) != sorted(by_place[port.where]):
+            raise PluginError(
+                f"`domains` of fabric {name!r} returned ranks {' and '.join(map(str, domains))} for "
+                f"{sorted(by_place[port.where])}; each of these is to be in one domain, and no others"
+            )
         bridge = str(interop.bridge(port.assumed))
     except Exception as error:
         return {"fault": [type(error).__name__, str(error) or type(error).__name__]}

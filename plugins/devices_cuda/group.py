@@ -68,15 +68,22 @@ def _nccl(group: Group, version: str) -> Communicator:
 
     from devices import ProcessGroupCommunicator, torch_backend
 
-    backend, device = torch_backend("nccl", group), torch.device("cuda", group.device.index)
-    try:
+    made: list[Any] = []
+
+    def connect() -> Any:
         # NCCL connects now, on this device: what is wrong shows here, and the first verb may be one that is captured.
         # It waits for its peers as long as it likes, and notices no death.
-        group.watched(lambda: backend.eager_connect_single_device(device), "connecting NCCL")
+        made.append(torch_backend("nccl", group))
+        made[0].eager_connect_single_device(torch.device("cuda", group.device.index))
+        return made[0]
+
+    try:
+        backend = group.watched(connect, "connecting NCCL")
         # NCCL has no tags, and its messages wait their turn among the group's collectives.
         messages = open_staged(group, "messages between two ranks keep out of the order of NCCL's collectives")
     except BaseException as error:
-        _give_up(backend, error)
+        if made:
+            _give_up(made[0], error)
         raise
     return ProcessGroupCommunicator(backend, f"NCCL {version}", native=True, messages=messages)
 

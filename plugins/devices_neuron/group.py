@@ -124,9 +124,13 @@ def bound() -> tuple[str, int] | None:
 
 
 def open_alone(group: Group) -> None:
-    """Start the runtime for this rank alone, with its own core and no other: other processes have theirs."""
+    """Start the runtime for this rank alone, with its own core and no other: other processes have theirs.
+
+    Raises:
+        WorldError: the program started it before, with whatever cores it found; or this rank has not exactly one.
+    """
     load()
-    if _places or _is_started():
+    if _places:
         return
     claim = _claim(group)
     if claim.fault:

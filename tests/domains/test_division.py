@@ -86,6 +86,30 @@ def test_hosts_of_unequal_devices_are_divided_by_host() -> None:
     assert "no groups of 3" in why
 
 
+@pytest.mark.parametrize(
+    ("each", "parts"),
+    [
+        (2, [[0, 1, 2, 3]]),
+        (3, [[0, 1], [2], [3, 4], [5]]),
+        (5, [[0, 1, 2, 3], [4], [5, 6, 7, 8], [9]]),
+        (6, [[0, 1, 2, 3], [4, 5], [6, 7, 8, 9], [10, 11]]),
+    ],
+)
+def test_no_part_is_over_hosts_of_which_it_has_unequal_devices(each: int, parts: list[list[int]]) -> None:
+    division = Division([*chips(range(each)), *chips(range(each), "b")])
+    found, reasons = division.of(range(2 * each))
+    assert sorted(found) == parts
+    assert len(reasons) == (len(parts) > 1)
+    everyone = Division([*chips(range(4)), *chips(range(4), "b")])
+    some, _ = everyone.of([*range(3), *range(4, 7)])
+    assert sorted(some) == [[0, 1], [2], [4, 5], [6]], "a group of a world is divided so too"
+
+
+def test_whole_hosts_are_a_part_where_so_many_are_legal() -> None:
+    hosts = [card for host in "abc" for card in chips(range(4), host)]
+    assert sorted(Division(hosts).of(range(12))[0]) == [list(range(8)), [8, 9, 10, 11]]
+
+
 def test_ranks_that_were_started_together_are_a_domain_as_long_as_all_are_there() -> None:
     started = [replace(card, bound=("that of process 7", 2)) for card in chips([2, 3])]
     assert Division([CPU, *started]).of(range(3)) == ([[0], [1, 2]], [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -111,6 +112,29 @@ def test_two_that_see_a_fabric_differently_are_an_error_on_every_rank(
         assert isinstance(error, kind)
         assert "ranks 0 (chip) and 2 (card) are on cable" in str(error)
         assert says in str(error)
+
+
+class Tangled(Cable):
+    """One that returns other ranks than it was asked for."""
+
+    def __init__(self, domains: Sequence[Sequence[int]]) -> None:
+        self._domains = domains
+
+    def domains(self, sides: object, assumed: object) -> Sequence[Sequence[Side]]:
+        return [[Side("a kind", tuple(ranks))] for ranks in self._domains]
+
+
+@pytest.mark.parametrize(
+    "domains", [[(0, 1), (1, 2)], [(0, 1)], [(0, 1, 2, 3)]], ids=["one twice", "one in none", "of another place"]
+)
+def test_a_fabric_that_does_not_have_each_rank_in_one_domain_is_an_error_on_every_rank(
+    domains: list[tuple[int, ...]],
+) -> None:
+    tangled = replace(on_cable(), interops={"cable": Tangled(domains)})
+    for error in of_all([tangled, tangled, tangled, Fabrics()]):
+        assert isinstance(error, PluginError)
+        assert "`domains` of fabric 'cable' returned ranks [0, 1" in str(error)
+        assert "for [0, 1, 2]" in str(error)
 
 
 class CableChip(Backend):

@@ -121,8 +121,8 @@ def test_what_goes_wrong_in_one_vendors_domain_is_told_in_the_other(
         assert found == kind, text
         for word in words:
             assert word in text, text
-        # Two seconds are promised; a machine that does other things may take longer.
-        assert seconds < 20
+        # Two seconds are promised, five more where one is refused; the group's timeout is a minute.
+        assert seconds < 60
 
 
 def test_what_cannot_open_is_told_on_every_rank_with_both_sides(on: Callable[..., Outcomes]) -> None:

@@ -200,13 +200,32 @@ def test_a_rank_whose_nccl_cannot_connect_ends_the_waiting_of_all_others(
     assert type(second) is RuntimeError
 
 
+def test_a_rank_that_cannot_make_its_nccl_group_ends_the_waiting_of_all_others(
+    monkeypatch: pytest.MonkeyPatch, never: threading.Event
+) -> None:
+    waits = Connecting(never.wait)
+
+    def make(_: str, group: Group) -> Connected:
+        if group.rank == 1:
+            raise RuntimeError("NCCL error: unhandled cuda error")
+        return waits
+
+    monkeypatch.setattr(devices, "torch_backend", make)
+    first, second = opened(monkeypatch, [at("PCI 0:1:0"), at("PCI 0:2:0")], lambda *_: None, seconds=100)
+    assert type(first) is CollectiveError
+    assert str(first).endswith("connecting NCCL failed: NCCL error: unhandled cuda error, as rank 1 found")
+    assert type(second) is RuntimeError
+    assert waits.calls == ["connected cuda:0", "aborted"]
+
+
 def test_nccl_that_connects_for_longer_than_the_groups_timeout_is_late(
     monkeypatch: pytest.MonkeyPatch, never: threading.Event
 ) -> None:
-    results, _ = connecting(monkeypatch, 2, lambda _: never.wait(), seconds=0.3)
+    # The ranks have as long to begin, which is to be long on a machine that does other things.
+    results, _ = connecting(monkeypatch, 2, lambda _: never.wait(), seconds=3)
     for error in results:
         assert isinstance(error, CollectiveTimeoutError)
-        assert "connecting NCCL was not done within 0.3 s; all ranks have begun it" in str(error)
+        assert "connecting NCCL was not done within 3 s; all ranks have begun it" in str(error)
 
 
 @pytest.mark.skipif(not dist.is_nccl_available(), reason="needs a torch that was built with NCCL")

@@ -9,7 +9,9 @@ import pytest
 import torch.distributed as dist
 
 import devices_neuron.communicator
+import devices_neuron.group
 from devices import Device, Group, ProcessGroupCommunicator, Store
+from devices.errors import WorldError
 from devices_neuron import NeuronBackend
 from devices_neuron.communicator import NeuronCommunicator
 from devices_neuron.group import Place, _is_aligned, _meeting
@@ -78,6 +80,16 @@ def test_all_to_all_is_the_vendors_where_the_runtimes_own_world_is_divided_into_
     ranks: tuple[int, ...], world: tuple[int, ...], is_one: bool
 ) -> None:
     assert _is_aligned(ranks, world) == is_one
+
+
+def test_a_rank_alone_whose_runtime_the_program_started_before_is_refused(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices_neuron.group, "load", lambda: None)
+    monkeypatch.setattr(devices_neuron.group, "_is_started", lambda: True)
+    with pytest.raises(WorldError, match="runtime was started before the world opened"):
+        NeuronBackend().open_alone(group)
+    assert devices_neuron.group.bound() is None
 
 
 def test_it_says_that_a_stand_in_was_all_that_it_ran_on() -> None:
