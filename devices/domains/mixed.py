@@ -114,7 +114,8 @@ def _reached(group: Group, vendors: Vendors, fabrics: Fabrics) -> tuple[Joining 
     if mine is not None:
         ranks = tuple(group.ranks[place] for place in mine.members)
         store = _hearing(group, group.store.under(mine.key), _FABRICS)
-        name = group.name if len(ranks) == group.size else f"{group.name}/{mine.key}"
+        # A group may have ranks at several places of one fabric.
+        name = group.name if len(ranks) == group.size else f"{group.name}/{mine.fabric} {joins.index(mine)}"
         own = Group(ranks, mine.members.index(group.rank), group.device, store, group.timeout + GRACE, name)
         joining = Joining(own, vendors, fabrics, mine.fabric)
         try:

@@ -25,8 +25,10 @@ from devices import (
     Side,
     Store,
 )
+from devices.domains.card import Card
 from devices.domains.joined import Fabrics
-from devices.domains.vendors import Island
+from devices.domains.mixed import _reached
+from devices.domains.vendors import Island, Vendors
 from devices.errors import DevicesError, PluginError, UnsupportedError, WorldError
 from devices.meeting.fabrics import agreed, fabrics_of, said_of
 
@@ -135,6 +137,35 @@ def test_a_fabric_that_does_not_have_each_rank_in_one_domain_is_an_error_on_ever
         assert isinstance(error, PluginError)
         assert "`domains` of fabric 'cable' returned ranks [0, 1" in str(error)
         assert "for [0, 1, 2]" in str(error)
+
+
+class Plugged(Cable):
+    """One that hears by which names its memory is asked for, and has none."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+
+    def memory(self, group: Group) -> str:
+        self._names.add(group.name)
+        return "it is not plugged in"
+
+
+def test_the_groups_at_two_places_of_a_fabric_have_names_of_their_own() -> None:
+    cards = [Card(kind, f"{kind}:0", 0, kind, "a", "", (), None, None) for kind in ("chip", "card")] * 2
+    vendors = Vendors(cards, [Island("cable", ((0, 1),), "nothing"), Island("cable", ((2, 3),), "nothing")])
+    store, names = dist.HashStore(), set[str]()
+    plugged = replace(on_cable(), interops={"cable": Plugged(names)})
+
+    def on(rank: int) -> tuple[Any, Mapping[str, str]]:
+        group = Group((0, 1, 2, 3), rank, Device("chip", "cpu", 0), Store(store), timedelta(seconds=60), "g")
+        return _reached(group, vendors, plugged)
+
+    with ThreadPoolExecutor(4) as threads:
+        for joining, apart in threads.map(on, range(4)):
+            assert joining is None
+            assert all(said.endswith("it is not plugged in") for said in apart.values())
+            assert len(apart) == 2
+    assert len(names) == 2
 
 
 class CableChip(Backend):
