@@ -117,8 +117,12 @@ class Division:
         found = legal_parts(places, lambda size: all(card.allows_group_of(size) for card in cards))
         parts = [sorted(order[at] for at in part) for part in found]
         no_group = f"backend {first.backend!r} has no groups of {len(members)}; legal sizes are {first.legal_sizes}"
-        # The largest may end in the middle of a host.
-        return (parts, [no_group]) if all(map(self._may_be_one, parts)) else self._by_host(hosts.values(), no_group)
+        # The largest may end in the middle of a host; and runtimes that are started over several hosts meet at an
+        # address, which all have from one variable.
+        over_hosts = [part for part in parts if len({self._cards[rank].host for rank in part}) > 1]
+        if first.symmetric and (len(over_hosts) > 1 or not all(map(self._may_be_one, parts))):
+            return self._by_host(hosts.values(), no_group)
+        return parts, [no_group]
 
     def _by_host(self, hosts: Iterable[list[int]], reason: str) -> tuple[Parts, list[str]]:
         """Return the ranks of each host in parts of their own, which are so for a reason."""

@@ -110,6 +110,12 @@ def test_whole_hosts_are_a_part_where_so_many_are_legal() -> None:
     assert sorted(Division(hosts).of(range(12))[0]) == [list(range(8)), [8, 9, 10, 11]]
 
 
+def test_of_parts_over_several_hosts_there_is_one_at_most() -> None:
+    hosts = [card for host in "abcdef" for card in chips(range(8), host)]
+    by_host = [list(range(at, at + 8)) for at in range(0, 48, 8)]
+    assert sorted(Division(hosts).of(range(48))[0]) == by_host, "and not 32 and 16, whose runtimes have one address"
+
+
 def test_ranks_that_were_started_together_are_a_domain_as_long_as_all_are_there() -> None:
     started = [replace(card, bound=("that of process 7", 2)) for card in chips([2, 3])]
     assert Division([CPU, *started]).of(range(3)) == ([[0], [1, 2]], [])
