@@ -16,7 +16,8 @@ class GlooMessage:
     """A message of gloo's, which may be waited for or asked whether it has come.
 
     Once it is asked, a thread waits for it, and the group's timeout counts from then on. Were gloo told to wait for no
-    longer than that, it would end all that is between the two ranks.
+    longer than that, it would end all that is between the two ranks. The thread has no other message meanwhile: who
+    posts a thousand receives and asks each has a thousand threads until they come.
 
     Args:
         work: torch's, which one thread alone may wait for.

@@ -1,4 +1,8 @@
-"""Threads that wait for messages beside the program: one goes on with the next message, and few are ever started."""
+"""Threads that wait for messages beside the program: one goes on with the next message once it is through with one.
+
+There are as many as messages are waited for at once: one for those of a key, and one for each that has none. Which of
+those comes first nobody knows, so that none may hold up another.
+"""
 
 from __future__ import annotations
 

@@ -150,14 +150,14 @@ class Alarm:
         return _KINDS.get(kind, CollectiveError)(f"{self._group}, {self._domain}: {text}, as {by} found")
 
     def has_rung(self) -> bool:
-        """Return whether a call would raise what has closed the group for good, here or elsewhere."""
+        """Return whether a call would raise what has closed the group for good, here or elsewhere, as last seen."""
         if self.error is not None or self._lost:
             return True
         with self._lock:
             if (now := time.monotonic()) < self._looked + LOOK:
                 return False
             self._looked = now
-        return bool(self._asking.has("error"))
+        return self._asking.had("error")
 
     def look(self) -> bool:
         """Give up what is under way if another domain has; return whether to look again."""

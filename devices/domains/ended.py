@@ -31,10 +31,26 @@ class Asking:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._asks: threading.Thread | None = None
+        self._answers: dict[str, list[bool]] = {}
         self._is_lost = False
 
     def has(self, key: str) -> bool | None:
         """Return whether a key is set; None where the store does not say."""
+        if (asked := self._ask(key)) is None:
+            return None
+        asks, found = asked
+        asks.join(_ANSWER)
+        return found[0] if found else None
+
+    def had(self, key: str) -> bool:
+        """Return whether a key was set when this was last called, and ask again if not: it waits for nothing."""
+        found = any(self._answers.get(key, ()))
+        if not found and (asked := self._ask(key)) is not None:
+            self._answers[key] = asked[1]
+        return found
+
+    def _ask(self, key: str) -> tuple[threading.Thread, list[bool]] | None:
+        """Ask on a thread; return it, and where the answer comes to be; None where nobody would answer now."""
         # Torch says on standard error, each time, that a server is gone: one that is does not come back.
         if self._is_lost or (self._asks is not None and self._asks.is_alive()):
             return None
@@ -48,8 +64,7 @@ class Asking:
 
         self._asks = asks = threading.Thread(target=ask, daemon=True)
         asks.start()
-        asks.join(_ANSWER)
-        return found[0] if found else None
+        return asks, found
 
 
 @final

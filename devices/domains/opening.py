@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -54,13 +54,39 @@ def open_domains(
     said = group.share("domain", [key or f"rank {group.rank}", name, bandwidth.told()])
     domains = Domains.of([(key, name) for key, name, _ in said])
     links = bandwidth.agreed([link for _, _, link in said], group)
-    between = open_between(group)
+    made = [open_between(group)]
+    try:
+        return _composed(group, [(key, name) for key, name, _ in said], domains, links, open_inside, made, reductions)
+    except BaseException:
+        for each in reversed(made):
+            # One that is not aborted waits for its peers as it closes.
+            each.abort()
+            each.close()
+        raise
+
+
+def _composed(
+    group: Group,
+    said: Sequence[tuple[str, str]],
+    domains: Domains,
+    links: list[float] | str | None,
+    open_inside: Callable[[Group], Communicator | str],
+    made: list[Communicator],
+    reductions: Mapping[str, frozenset[torch.dtype]],
+) -> Communicator:
+    """Return what is composed of what is between the domains and of the domain's own, or the first alone.
+
+    `said` is the key and name of each rank's domain; `made` has what is between, and the domain's own is put there.
+    """
+    between = made[0]
     if len(domains.members) in (1, group.size):
         return _recoverable(group, _alone(between, domains, links))
     inside = _open_own(group, domains, open_inside)
+    if isinstance(inside, Communicator):
+        made.append(inside)
     if refused := _refused(group, domains, inside if isinstance(inside, str) else ""):
         apart = {rank: f"rank {rank}" for at in refused for rank in domains.members[at]}
-        domains = Domains.of([(apart.get(rank, key), name) for rank, (key, name, _) in enumerate(said)])
+        domains = Domains.of([(apart.get(rank, key), name) for rank, (key, name) in enumerate(said)])
     why = "".join(f"; each rank of {name} is for itself, for {reason}" for name, reason in refused.values())
     if len(domains.members) == group.size:
         between.note += why
@@ -81,9 +107,10 @@ def open_domains(
     )
     members = domains.members[domains.of_rank(group.rank)]
     own = Inside(carried, members.index(group.rank), len(members))
+    schedules = planned(group, domains, shares.bandwidths)
     opened = DomainsCommunicator(group, domains, shares, own, between, reductions, note)
-    opened.planned = planned(group, domains, shares.bandwidths)
-    opened.predicted = between_domains(domains, shares.bandwidths, planned=opened.planned)
+    opened.planned = schedules
+    opened.predicted = between_domains(domains, shares.bandwidths, planned=schedules)
     return opened
 
 
@@ -99,9 +126,9 @@ def _alone(between: Communicator, domains: Domains, links: list[float] | str | N
 def _recoverable(group: Group, between: Communicator) -> Communicator:
     """Let the world recover where torch's own messages are all that carries it."""
     if isinstance(between, ProcessGroupCommunicator):
-        open_here.add(between)
         if is_recovered():
             between.recovery = Recovery(group)
+        open_here.add(between)
     return between
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch.distributed as dist
 
 from devices import Device, Group, Store
+from devices.domains import alarm, ended
 from devices.domains.alarm import Alarm
 from devices.errors import CollectiveError
 
@@ -115,3 +116,22 @@ def test_a_rank_that_ends_a_call_in_which_others_wait_for_it_has_said_why() -> N
     assert "this chip reduces no int32, as rank 4 of chip 4 found" in rank.fails(
         RuntimeError("rank 4 aborted the group")
     )
+
+
+def test_who_asks_whether_messages_are_through_does_not_wait_for_a_store_that_is_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As long as it would be waited for; the store answers after 60 seconds, or once it is told to.
+    monkeypatch.setattr(ended, "_ANSWER", 60.0)
+    monkeypatch.setattr(alarm, "LOOK", 0.0)
+    store = LateStore()
+    first, start = Rank(4, store), time.monotonic()
+    assert not first.alarm.has_rung()
+    assert not first.alarm.has_rung()
+    assert time.monotonic() - start < 30
+    store.answers.set()
+    Rank(5, store).fails(RuntimeError("the cause"))
+    while not first.alarm.has_rung():
+        assert time.monotonic() - start < 60
+        time.sleep(0.01)
+    assert first.alarm.has_rung()
