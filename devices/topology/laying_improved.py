@@ -42,7 +42,7 @@ def improved(
     if is_proven:
         return best, bounds.seconds, True
     are_one = are_as_near(cost)
-    bound, steps = bounds.seconds, PARTS[are_one]
+    bound, steps = bounds.seconds, PARTS[are_one] * 64 // min(max(cost.count, 16), 64)
     for domains in bounds.levels:
         parts = Parts(cost, bounds.kinds(domains), domains)
         least, found = parts.least(cost.of(best), steps)

@@ -15,6 +15,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
+from devices.topology.laying_moves import turned
 from devices.topology.rings import Axis, Cost, Floats, Mask, axes_of
 from devices.topology.symmetry import Numbers
 
@@ -23,6 +24,10 @@ FIRST = 40
 
 ALONE = 100
 """So many steps are taken to know what 64 devices take at least for one axis alone."""
+
+
+PAIRS = 100
+"""So many ways of turning a mesh round while devices are exchanged are looked at, at the most."""
 
 
 class _Box(NamedTuple):
@@ -102,7 +107,8 @@ class Levels:
     def __init__(self, cost: Cost, floors: Sequence[float], moves: Numbers, block: int = 0) -> None:
         assert cost.loads is not None
         self._cost, self._loads, self._count = cost, cost.loads, cost.count
-        self._moves, self._block = moves, block
+        self._block = block
+        self._moved, self._moves = _together([] if block else list(turned([axis.length for axis in cost.axes])), moves)
         self._alone = np.maximum(self._loads.links.max(2), self._loads.alone)
         self._axes = [axis for axis in cost.axes if axis.pairs]
         limits = [self._limits(axis, floor) for axis, floor in zip(cost.axes, floors, strict=True) if axis.pairs]
@@ -325,7 +331,8 @@ class Levels:
             rows[np.repeat(~begun, self._block)] = most
         elif open_.min() < rows.min():
             column = int(open_.argmin())
-            return [(place, column) for place in np.flatnonzero(can[:, column]).tolist()]
+            firsts = self._firsts(can, done, device, column, is_device=True)
+            return [(place, column) for place in np.flatnonzero(can[:, column]).tolist() if firsts[place] == place]
         place = int(rows.argmin())
         devices = np.flatnonzero(can[place])
         totals = np.zeros(len(devices))
@@ -340,24 +347,51 @@ class Levels:
             far = np.maximum(self._loads.latency[pairs].max(1), now.latency)
             totals += np.maximum(busiest * axis.share + far * axis.steps, now.taken)
         can[place, devices[totals >= self._limit]] = False
-        first = self._firsts(can, device[done])
+        first = self._firsts(can, done, device, place)
         ranked = devices[np.lexsort((columns[devices], totals))].tolist()
         return [(place, at) for at in ranked if can[place, at] and first[at] == at]
 
-    def _firsts(self, can: Mask, placed: Numbers) -> Numbers:
-        """Return for each device the first that it can be exchanged for, with all that is known staying the same."""
+    def _firsts(self, can: Mask, done: Mask, device: Numbers, fixed: int, *, is_device: bool = False) -> Numbers:
+        """Return for each device the first that it can be exchanged for, with all that is known staying the same.
+
+        Args:
+            can: which devices each place may have.
+            done: the places that have one.
+            device: theirs.
+            fixed: the place that devices are looked for.
+            is_device: the other way round, places are looked for a device.
+        """
         first = np.arange(self._count)
-        usable = self._moves[(self._moves[:, placed] == placed).all(1)]
-        if not len(usable):
-            return first
-        kinds = np.unique(np.packbits(can, axis=0), axis=1, return_inverse=True)[1].reshape(-1)
-        usable = usable[(kinds[usable] == kinds).all(1)]
+        fixing, moving = (self._moves, self._moved) if is_device else (self._moved, self._moves)
+        usable = np.flatnonzero(fixing[:, fixed] == fixed)
+        has = np.where(done, device, self._count)
+        moved = np.append(self._moves[usable], np.full((len(usable), 1), self._count), axis=1)[:, has]
+        usable = usable[(has[self._moved[usable]] == moved).all(1)]
+        usable = np.array(
+            [at for at in usable if np.array_equal(can[np.ix_(self._moved[at], self._moves[at])], can)], dtype=np.int64
+        )
         while len(usable):
-            least = np.minimum(first, first[usable].min(0))
+            least = np.minimum(first, first[moving[usable]].min(0))
             if np.array_equal(least, first):
                 break
             first = least
         return first
+
+
+def _together(turns: Sequence[Sequence[int]], moves: Numbers) -> tuple[Numbers, Numbers]:
+    """Return what changes nothing: for each place the one that its device comes to, and what that is exchanged for.
+
+    Args:
+        turns: places of the mesh as axes are turned round.
+        moves: exchanges of devices.
+    """
+    if not len(moves):
+        return moves, moves
+    every = np.arange(moves.shape[1])
+    both = [(turn, move) for turn in (every, *turns) for move in (every, *moves)][1:]
+    if len(both) > PAIRS:
+        both = [(every, move) for move in moves]
+    return np.array([turn for turn, _ in both]), np.array([move for _, move in both])
 
 
 def _has_room(near: Floats, axis: Axis) -> bool:

@@ -25,32 +25,48 @@ def moves(topology: Topology, loads: Loads, domains: Sequence[Sequence[Sequence[
         loads: what each two of its devices load.
         domains: ways in which the devices fall into domains; two of one size are tried for each other.
     """
-    tried = list(dict.fromkeys((*_turned(topology), *_exchanged(loads.count, domains))))
+    tried = [
+        move
+        for move in dict.fromkeys((*_turned(topology), *_exchanged(loads.count, domains)))
+        if all(_is_same(each, each[np.ix_(move, move)]) for each in (loads.alone, loads.latency))
+    ]
     size = loads.count**2
     tried = tried[: MOST // (size * loads.links.shape[2])]
     if not tried:
         return np.empty((0, loads.count), dtype=np.int64)
     found = np.array(tried, dtype=np.int64)
+    # Links that say nothing between two devices need not be looked at: as many say something before and after.
+    one, other, said = np.nonzero(loads.links)
+    seconds = loads.links[one, other, said]
     # What is said over a link, all of it multiplied by numbers drawn at random and summed up, says which link it was.
     weights = np.random.default_rng(1).random((loads.count, loads.count))
-    back = np.argsort(found, axis=1)
-    many = np.stack([weights, *(weights[np.ix_(move, move)] for move in back)]).reshape(len(found) + 1, size)
-    sums = many @ loads.links.reshape(size, -1)
+    back = [np.arange(loads.count), *np.argsort(found, axis=1)]
+    sums = np.array([np.bincount(said, weights[at[one], at[other]] * seconds, loads.links.shape[2]) for at in back])
     links = np.argsort(sums, axis=1)
     ranked = np.take_along_axis(sums, links, axis=1)
+    most = 1e-9 * float(loads.links.max())
+    its = np.empty(loads.links.shape[2], dtype=np.int64)
     kept = []
-    for move, same, its in zip(
+    for move, same, of in zip(
         found, np.isclose(ranked[1:], ranked[0], rtol=1e-9, atol=0).all(1), links[1:], strict=True
     ):
-        both = np.ix_(move, move)
-        if (
-            same
-            and _is_same(loads.alone, loads.alone[both])
-            and _is_same(loads.latency, loads.latency[both])
-            and _is_same(loads.links[:, :, links[0]], loads.links[both][:, :, its])
-        ):
+        its[links[0]] = of
+        if same and float(np.abs(loads.links[move[one], move[other], its[said]] - seconds).max()) <= most:
             kept.append(move)
     return np.array(kept, dtype=np.int64).reshape(-1, loads.count)
+
+
+def turned(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Yield the places of a mesh as one or more of its axes are turned round, the first staying where it is.
+
+    >>> list(turned((2, 3)))
+    [(0, 2, 1, 3, 5, 4)]
+    """
+    ways = [(tuple(range(size)), *([(0, *range(size - 1, 0, -1))] if size > 2 else [])) for size in sizes]
+    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    for chosen in itertools.islice(itertools.product(*ways), 1, None):
+        steps = [[at * stride for at in way] for way, stride in zip(chosen, strides, strict=True)]
+        yield tuple(map(sum, itertools.product(*steps)))
 
 
 def _is_same(one: Floats, other: Floats) -> bool:
@@ -58,13 +74,8 @@ def _is_same(one: Floats, other: Floats) -> bool:
 
 
 def _turned(topology: Topology) -> Iterator[tuple[int, ...]]:
-    """Yield what turns each axis of a torus round, its first devices staying where they are."""
-    shape = torus_shape(topology)
-    for axis, length in enumerate(shape or ()):
-        stride = math.prod((shape or ())[axis + 1 :])
-        if length > 2:
-            places = range(len(topology.devices))
-            yield tuple(at + (-(at // stride) % length - at // stride % length) * stride for at in places)
+    """Yield what turns some axes of a torus round, their first devices staying where they are."""
+    return turned(torus_shape(topology) or ())
 
 
 def _exchanged(count: int, domains: Sequence[Sequence[Sequence[int]]]) -> Iterator[tuple[int, ...]]:
