@@ -13,13 +13,13 @@ from devices.topology.laying_parts import Parts
 from devices.topology.laying_search import Search
 from devices.topology.rings import Cost
 
-PLACES = 1_000, 10_000
+PLACES = 1_000, 3_000
 """So many devices are looked at for places in a first search, and in a last one."""
 
 PARTS = 5_000, 50_000
-"""So many places are looked at for domains; the latter where all devices are as near to each other."""
+"""So many places are looked at for the domains of 64 devices, of fewer more; the latter where all are as near."""
 
-STEPS = 800
+STEPS = 1_500
 """So many steps a search through 64 devices takes; through fewer, which takes less for each, more."""
 
 _EQUAL = 1 + 1e-9
@@ -42,7 +42,7 @@ def improved(
     if is_proven:
         return best, bounds.seconds, True
     are_one = are_as_near(cost)
-    bound, steps = bounds.seconds, PARTS[are_one] * 64 // min(max(cost.count, 16), 64)
+    bound, steps = bounds.seconds, PARTS[are_one] * 64 // min(max(cost.count, 24), 64)
     for domains in bounds.levels:
         parts = Parts(cost, bounds.kinds(domains), domains)
         least, found = parts.least(cost.of(best), steps)
@@ -50,8 +50,8 @@ def improved(
         best = min([best, *(_placed(domains, each) for each in found)], key=cost.of)
         if cost.of(best) <= bound * _EQUAL:
             return best, bound, True
-    best = _exchanged(best, cost)
     if are_one:
+        best = _exchanged(best, cost)
         return best, bound, cost.of(best) <= bound * _EQUAL
     changing = moves(topology, cost.loads, [[each.members for each in level] for level in bounds.levels])
     floors = raised(cost, bounds.by_axis, best, changing)
@@ -61,6 +61,7 @@ def improved(
         bound = max(bound, least)
     if cost.of(best) > bound * _EQUAL:
         best, is_proven = search.improve(best, bound, PLACES[1])
+        best = best if is_proven else _exchanged(best, cost)
     return best, bound, is_proven or cost.of(best) <= bound * _EQUAL
 
 

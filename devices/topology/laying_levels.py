@@ -19,8 +19,11 @@ from devices.topology.laying_moves import turned
 from devices.topology.rings import Axis, Cost, Floats, Mask, axes_of
 from devices.topology.symmetry import Numbers
 
-FIRST = 40
-"""So many steps are taken for some levels before they are looked through one by one."""
+FIRST = 20
+"""So many steps are taken for all levels before the lower ones are looked through apart from the higher ones."""
+
+MORE = 4
+"""So many times as many steps are taken for each of the two."""
 
 ALONE = 100
 """So many steps are taken to know what 64 devices take at least for one axis alone."""
@@ -168,8 +171,7 @@ class Levels:
             except _OutOfStepsError:
                 self._left = 0
                 parts = self._parts(box)
-                # What cannot be cut up gets more steps.
-                allowed *= 4 if parts == [box] else 1
+                allowed *= MORE
             steps -= least - self._left
             for part in parts:
                 number += 1
@@ -191,17 +193,18 @@ class Levels:
         return _Box(total, box.lowest, tuple(highest))
 
     def _parts(self, box: _Box) -> list[_Box]:
-        """Return the first level of the axis that has the widest, and its others."""
+        """Return the lower levels of the axis that has the widest, and its others."""
         wide = [
             levels[high] - levels[low] for levels, low, high in zip(self._levels, box.lowest, box.highest, strict=True)
         ]
         axis = max(range(len(wide)), key=wide.__getitem__)
         if not wide[axis]:
             return [box]
-        first = box.lowest[axis]
+        levels, low, high = self._levels[axis], box.lowest[axis], box.highest[axis]
+        last = bisect.bisect_right(levels, (levels[low] + levels[high]) / 2) - 1
         lowest, highest = list(box.lowest), list(box.highest)
-        lowest[axis], highest[axis] = first + 1, first
-        more = self._levels[axis][first + 1] - self._levels[axis][first]
+        lowest[axis], highest[axis] = last + 1, last
+        more = levels[last + 1] - levels[low]
         return [
             _Box(box.seconds, box.lowest, tuple(highest)),
             _Box(box.seconds + more, tuple(lowest), box.highest),

@@ -58,8 +58,12 @@ FEW = {
     "leaves of 2, half the uplinks": fat_tree(4, 2, 1, 4, 4),
     "leaves of 4, half the uplinks": fat_tree(2, 4, 2, 4, 4),
     "drawn": DRAWN,
+    "torus 3x3": torus((3, 3), 3),
+    "grid 3x3": torus((3, 3), 3, wrap=False),
+    "ring of 9": torus((9,), 3),
+    "machines of 3": machines(3, 3, 9, 2),
 }
-MESHES = ((8,), (2, 4), (4, 2), (2, 2, 2))
+MESHES = {8: ((8,), (2, 4), (4, 2), (2, 2, 2)), 9: ((9,), (3, 3))}
 TRAFFIC = (3, 10, 97)
 
 
@@ -69,7 +73,8 @@ def tables(name: str) -> tuple[Floats, Floats]:
     topology = FEW[name]
     pairs, unit = said(topology, torus_shape(topology))
     links = sorted({link for parts, _ in pairs.values() for link in parts})
-    loads, alone = np.zeros((8, 8, len(links))), np.zeros((8, 8))
+    count = len(topology.devices)
+    loads, alone = np.zeros((count, count, len(links))), np.zeros((count, count))
     for (one, other), (parts, seconds) in pairs.items():
         alone[one, other] = float(seconds * unit)
         for link, part in parts.items():
@@ -78,16 +83,16 @@ def tables(name: str) -> tuple[Floats, Floats]:
 
 
 def every(name: str, sizes: Sequence[int], orders: Floats | None = None) -> Floats:
-    """Return what each axis takes, for each order of eight devices of which the first has the first place."""
+    """Return what each axis takes, for each order of the devices of which the first has the first place."""
     loads, alone = tables(name)
     if orders is None:
-        orders = np.array([(0, *rest) for rest in itertools.permutations(range(1, 8))])
+        orders = np.array([(0, *rest) for rest in itertools.permutations(range(1, len(loads)))])
     found = []
     for axis, length in enumerate(sizes):
         stride = math.prod(sizes[axis + 1 :])
         load = np.zeros((len(orders), loads.shape[2]))
         slowest = np.zeros(len(orders))
-        for place, step in itertools.product(range(8), (1, -1)):
+        for place, step in itertools.product(range(len(loads)), (1, -1)):
             at = place // stride % length
             one, other = orders[:, place], orders[:, place + ((at + step) % length - at) * stride]
             load += loads[one, other]
@@ -98,20 +103,21 @@ def every(name: str, sizes: Sequence[int], orders: Floats | None = None) -> Floa
 
 def asked(name: str, sizes: Sequence[int]) -> tuple[Cost, Bounds]:
     topology = FEW[name]
-    cost = Cost(Paths(topology), 8, axes_of(sizes, TRAFFIC[: len(sizes)]))
+    cost = Cost(Paths(topology), len(topology.devices), axes_of(sizes, TRAFFIC[: len(sizes)]))
     return cost, Bounds(topology, cost)
 
 
-@pytest.mark.parametrize("name", FEW)
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_each_search_agrees_with_all_orders_of_eight_devices(name: str, sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("name", "sizes"), [(name, sizes) for name, each in FEW.items() for sizes in MESHES[len(each.devices)]], ids=str
+)
+def test_each_search_agrees_with_all_orders_of_a_few_devices(name: str, sizes: tuple[int, ...]) -> None:
     taken = every(name, sizes)
     least = float(taken.sum(0).min())
     cost, bounds = asked(name, sizes)
     assert cost.loads is not None
     assert bounds.seconds <= least * (1 + 1e-9)
     changing = moves(FEW[name], cost.loads, [[each.members for each in level] for level in bounds.levels])
-    slow = (0, 7, 2, 5, 4, 3, 6, 1)
+    slow = (0, 7, 2, 5, 4, 3, 6, 1, 8)[: cost.count]
     floors = raised(cost, bounds.by_axis, slow, changing)
     # Each axis alone could be as fast as in its own fastest order, if not in one order with the others.
     assert all(floor <= alone * (1 + 1e-9) for floor, alone in zip(floors, taken.min(1), strict=True))
@@ -130,16 +136,20 @@ def test_each_search_agrees_with_all_orders_of_eight_devices(name: str, sizes: t
 def test_what_may_be_exchanged_changes_nothing_and_is_found_where_it_is() -> None:
     found = {}
     for name in FEW:
-        cost, bounds = asked(name, (2, 2, 2))
+        count = len(FEW[name].devices)
+        sizes = MESHES[count][-1]
+        cost, bounds = asked(name, sizes)
         assert cost.loads is not None
         changing = moves(FEW[name], cost.loads, [[each.members for each in level] for level in bounds.levels])
-        orders = np.array([random.Random(seed).sample(range(8), 8) for seed in range(20)])
+        orders = np.array([random.Random(seed).sample(range(count), count) for seed in range(20)])
         for move in changing:
-            assert every(name, (2, 2, 2), move[orders]) == pytest.approx(every(name, (2, 2, 2), orders))
+            assert every(name, sizes, move[orders]) == pytest.approx(every(name, sizes, orders))
         found[name] = len(changing)
     # Two neighbours on one switch, and two switches: three exchanges of each kind at least.
     assert found["machines of 2"] >= 3 + 4
     assert found["drawn"] == 0
+    # One axis turned round, the other, or both.
+    assert found["torus 3x3"] >= 3
 
 
 @pytest.mark.parametrize(
@@ -152,8 +162,14 @@ def test_what_may_be_exchanged_changes_nothing_and_is_found_where_it_is() -> Non
         (torus((8, 8), 1, wrap=False), (2, 4, 8), (4, 4, 1)),
         # All leaves say a half of what their chips say: eight shares over four uplinks.
         (fat_tree(8, 8, 4, 1, 1), (2, 2, 2, 8), (2, 2, 2, 2)),
+        # A chip says both shares of a ring over its one cable. Of the pairs all four chips of a leaf say two shares
+        # each over its two uplinks.
+        (fat_tree(6, 4, 2, 1, 1), (2, 2, 2, 3), (4, 4, 4, 2)),
+        (torus((24,), 1), (2, 3, 4), (8, 8, 2)),
+        (torus((4, 16), 1), (2, 4, 4, 2), (4, 4, 1, 2)),
+        (torus((2, 32), 1), (4, 4, 4), (8, 4, 1)),
     ],
-    ids=["torus", "grid", "leaves"],
+    ids=["torus", "grid", "leaves", "leaves of 4", "ring", "4x16", "2x32"],
 )
 def test_layouts_that_no_factors_give_are_found_and_proven(
     topology: Topology, sizes: tuple[int, ...], loads: Sequence[int]
