@@ -14,6 +14,7 @@ from devices.topology.factors import factored
 from devices.topology.graph import Topology
 from devices.topology.laying_bound import Bounds
 from devices.topology.laying_improved import improved
+from devices.topology.laying_twisted import twisted
 from devices.topology.nesting import Nesting, nest
 from devices.topology.paths import Paths
 from devices.topology.rings import Cost, axes_of
@@ -91,12 +92,16 @@ def layout(
     bounds = Bounds(topology, cost)
     enough = bounds.seconds * _EQUAL
     order, seconds = tuple(range(cost.count)), math.inf
-    for tried in itertools.islice(factored(topology, tuple(lengths.values())), max(8, TRIED // cost.count)):
+    sizes, most = tuple(lengths.values()), max(8, TRIED // cost.count)
+    for tried in itertools.islice(factored(topology, sizes), most):
         found = cost.of(tried)
         if found < seconds / _EQUAL:
             order, seconds = tried, found
         if seconds <= enough:
             break
+    else:
+        order = twisted(order, sizes, cost, most)
+        seconds = cost.of(order)
     bound, is_proven = bounds.seconds, seconds <= enough
     if not is_proven and cost.loads is not None:
         order, bound, is_proven = improved(topology, cost, bounds, order)

@@ -19,7 +19,7 @@ PLACES = 1_000, 3_000
 PARTS = 5_000, 50_000
 """So many places are looked at for the domains of 64 devices, of fewer more; the latter where all are as near."""
 
-STEPS = 1_500
+STEPS = 2_000
 """So many steps a search through 64 devices takes; through fewer, which takes less for each, more."""
 
 _EQUAL = 1 + 1e-9
@@ -61,7 +61,6 @@ def improved(
         bound = max(bound, least)
     if cost.of(best) > bound * _EQUAL:
         best, is_proven = search.improve(best, bound, PLACES[1])
-        best = best if is_proven else _exchanged(best, cost)
     return best, bound, is_proven or cost.of(best) <= bound * _EQUAL
 
 
