@@ -36,7 +36,8 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in LAWS if name != "dead_peers"])
+# Every size is legal on the CPU, so that no world there is composed; and a dead peer is tried below.
+@pytest.mark.parametrize("name", [name for name in LAWS if name not in ("composed_world", "dead_peers")])
 def test_a_law_is_a_program_that_passes_where_all_is_right(name: str) -> None:
     text = program_of(LAWS[name], "cpu", 4, *ARGUMENTS.get(name, ()))
     code = compile(text, "program.py", "exec")
