@@ -25,6 +25,9 @@ _MASK = (1 << BITS) - 1
 PATIENCE = 0.7
 """Seconds that a rank waits for the others' words on a mismatch; one that has not come by then is left out."""
 
+_SLOW = 5.0
+"""Seconds that it waits for those who have come to the call: they say theirs at once, unless the machine is busy."""
+
 Key = tuple[str, str, int, str, int, tuple[int, ...]]
 """What the ranks of a call must agree on: verb, dtype, elements, reduce op, root, sizes."""
 
@@ -150,8 +153,10 @@ class Agreement:
         watch.fail(
             MismatchError(f"{self._group}: {mine}: a rank made another call"), mark=mark_to_json(mine), is_final=False
         )
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline and not all(watch.has_failed(rank) for rank in self._ranks):
+        start = time.monotonic()
+        while unheard := [rank for rank in self._ranks if not watch.has_failed(rank)]:
+            if time.monotonic() - start > (_SLOW if any(map(self._has_come, unheard)) else PATIENCE):
+                break
             if (ended := watch.failure_of(self._ranks)) is not None:
                 # It made its call for an error of its own: that one is to be told.
                 watch.error = ended
@@ -164,10 +169,14 @@ class Agreement:
                 other = mark_from_json(found)
                 marks[other.rank] = other
         said = difference(marks)
-        unheard = [self._group.ranks[rank] for rank in self._ranks if self._group.ranks[rank] not in marks]
+        silent = [self._group.ranks[rank] for rank in self._ranks if self._group.ranks[rank] not in marks]
         if said is None:
             # What the odd one called is known by its fingerprint alone.
             said = "the ranks' calls differ; this one was made at " + mine.line
-        if unheard:
-            said += f"; not heard of: rank{'s' if len(unheard) > 1 else ''} {', '.join(map(str, unheard))}"
+        if silent:
+            said += f"; not heard of: rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent))}"
         return watch.fail(MismatchError(f"rank {mine.rank}: {mine}: {said}"), mark=mark_to_json(mine))
+
+    def _has_come(self, rank: int) -> bool:
+        """Return whether a rank has come to the call that this one is in."""
+        return self._words[self._flags[rank] + (self.number & 1)] >> BITS == self.number

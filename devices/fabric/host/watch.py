@@ -28,6 +28,9 @@ OFTEN = 3
 """After more waits in a row in which that was so, a rank sleeps in them: its peers share another core, and the kernel
 moves one of them only to a core that idles."""
 
+HEARING = 6.0
+"""For so many seconds a rank waits for another to have heard what all called, longer than that one does."""
+
 NAP = 50e-6
 SHORT_NAP = 1e-6
 LONG_NAP = 0.001
@@ -284,8 +287,8 @@ class Watch:
         if rank == self._group.rank:
             return self.error or CollectiveError(f"{self._group}: {about} failed: the group was aborted")
         report = self.report(rank)
-        waiting = _now() + 1
-        while report.get("is_final") is False and _now() < waiting:
+        waiting = _now() + HEARING
+        while report.get("is_final") is False and _now() < waiting and rank not in self._peers.dead():
             # It is hearing what the others called.
             time.sleep(0.001)
             report = self.report(rank)
