@@ -51,6 +51,7 @@ MACHINES: dict[str, Callable[[], Topology]] = {
     "grid 8x8": lambda: torus((8, 8), 50e9, wrap=False),
     "torus 6x6": lambda: torus((6, 6), 50e9),
     "torus 4x16": lambda: torus((4, 16), 50e9),
+    "torus 2x32": lambda: torus((2, 32), 50e9),
     "torus 3x3x4": lambda: torus((3, 3, 4), 50e9),
     "ring of 24": lambda: torus((24,), 50e9),
 }

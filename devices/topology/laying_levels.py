@@ -1,8 +1,8 @@
 """A search for a faster order that first says how far apart the neighbours of each axis are, at the most.
 
-What an axis takes for two neighbours alone has few values, its levels. Orders of a few levels of each axis are looked
-through together; where that takes too long, those of one level of an axis apart from those of its others. For each
-place it is known which devices it may have: those near enough to what its neighbours may have.
+What an axis takes for two neighbours alone has few values, its levels. Orders of all levels of each axis are looked
+through together; where that takes too long, those of the lower levels of an axis apart from those of its higher ones.
+For each place it is known which devices it may have: those near enough to what its neighbours may have.
 """
 
 from __future__ import annotations
