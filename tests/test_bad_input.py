@@ -167,7 +167,7 @@ def _bad_scatter() -> list[str]:
         ]
         said = []
         for x, arguments in bad:
-            with pytest.raises((ArgumentError, TypeError)) as error:
+            with pytest.raises(ArgumentError) as error:
                 devices.scatter(x if world.rank == 1 else None, src=1, **arguments)
             said.append(str(error.value))
         if world.rank == 1:
@@ -189,7 +189,7 @@ def test_bad_input_to_scatter_is_an_error_on_every_rank_for_all_wait_for_its_sou
         "x is None on src=1",
         "dim 0 has size 4, which 3 ranks do not divide",
         "adds up to 4, but dim 0 has size 3",
-        "'int' object is not iterable",
+        "sizes= must hold 3 sizes, one for each rank; got 5",
         "dim=1, but the tensor of shape (3,) has 1 dims",
         "the list of tensors is empty",
         "out= is of shape (2,)",
