@@ -9,6 +9,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
+from devices.topology.laying_dense import members
 from devices.topology.rings import Axis, Cost, Floats, Mask
 
 FEW = 6
@@ -169,7 +170,7 @@ class Search:
                 return True
             return False
         place = min(domains, key=lambda each: domains[each].bit_count())
-        candidates = _members(domains[place])
+        candidates = members(domains[place])
         self._left -= len(candidates) + 5
         if self._left < 0:
             raise _OutOfStepsError
@@ -209,17 +210,8 @@ def _mask(row: Mask) -> int:
     return sum(1 << place for place in np.flatnonzero(row).tolist())
 
 
-def _union(masks: Sequence[int], members: int) -> int:
+def _union(masks: Sequence[int], chosen: int) -> int:
     found = 0
-    for member in _members(members):
+    for member in members(chosen):
         found |= masks[member]
-    return found
-
-
-def _members(mask: int) -> list[int]:
-    found = []
-    while mask:
-        low = mask & -mask
-        found.append(low.bit_length() - 1)
-        mask ^= low
     return found

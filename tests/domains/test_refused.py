@@ -5,18 +5,17 @@ from __future__ import annotations
 import gc
 import time
 import weakref
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from domains.carriers import carriers
 
 import devices.testing
 from devices import errors
 from devices._backend import Communicator, Pending
 from devices.algorithms.verbs import Verbs
-from devices.c10d.lanes import lanes_of
 from devices.domains import consent
 from devices.domains.communicator import DomainsCommunicator
 from devices.domains.ended import Ended
@@ -31,7 +30,7 @@ DOMAINS = Domains(((0, 3), (1, 2)), ("here", "there"))
 class _Vendor(Communicator):
     """A vendor's, which reduces no int32 where it `refuses` that."""
 
-    def __init__(self, carried: Communicator, refuses: bool) -> None:
+    def __init__(self, carried: Any, refuses: bool) -> None:
         self._carried = carried
         self._refuses = refuses
 
@@ -46,20 +45,12 @@ class _Vendor(Communicator):
 
 def opened(limited: tuple[int, ...]) -> Verbs:
     """Open a group over both domains, in which some ranks' devices have limits."""
-    rank = dist.get_rank()
-    groups = [dist.new_group(list(members)) for members in DOMAINS.members]
-    members = DOMAINS.members[mine := DOMAINS.of_rank(rank)]
-    lanes, own = lanes_of(dist.group.WORLD), lanes_of(groups[mine])
-    assert lanes is not None
-    assert own is not None
-    world = lanes.opened["cpu"]
-    host: Any = world._communicator
-    carried: Any = own.opened["cpu"]._communicator
-    inside = Inside(_Vendor(carried, rank in limited), members.index(rank), len(members), host, compares_all=True)
-    group = replace(lanes.group, store=lanes.group.store.under("refused"), name="refused")
-    gone = Ended(group, frozenset, lambda rank: False)
-    communicator = DomainsCommunicator(group, DOMAINS, Shares(DOMAINS), inside, host, REDUCTIONS, "a test", gone)
-    return Verbs(communicator, group, world.capabilities)
+    by = carriers(DOMAINS, "refused")
+    vendor = _Vendor(by.own._communicator, dist.get_rank() in limited)
+    inside = Inside(vendor, by.place, by.size, by.host, compares_all=True)
+    gone = Ended(by.group, frozenset, lambda rank: False)
+    communicator = DomainsCommunicator(by.group, DOMAINS, Shares(DOMAINS), inside, by.host, REDUCTIONS, "a test", gone)
+    return Verbs(communicator, by.group, by.world.capabilities)
 
 
 def through(_: devices.World) -> bool:

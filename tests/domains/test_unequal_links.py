@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import pytest
 import torch
 import torch.distributed as dist
+from domains.carriers import carriers
 
 import devices.testing
 from devices.algorithms.verbs import Verbs
-from devices.c10d.lanes import lanes_of
 from devices.domains.communicator import DomainsCommunicator
 from devices.domains.inside import Inside
 from devices.domains.members import Domains
@@ -30,23 +27,14 @@ def of(rank: int, size: int) -> torch.Tensor:
 
 def opened(swaps: bool) -> Verbs:
     """Open a group over both domains, whose own verbs are a group of threads', with its all_to_all or without."""
-    rank = dist.get_rank()
-    groups = [dist.new_group(list(members)) for members in DOMAINS.members]
-    members = DOMAINS.members[mine := DOMAINS.of_rank(rank)]
-    lanes, own = lanes_of(dist.group.WORLD), lanes_of(groups[mine])
-    assert lanes is not None
-    assert own is not None
-    world = lanes.opened["cpu"]
-    host: Any = world._communicator
-    place, size = members.index(rank), len(members)
+    by = carriers(DOMAINS, "links")
     if swaps:
-        inside = Inside(own.opened["cpu"]._communicator, place, size)
+        inside = Inside(by.own._communicator, by.place, by.size)
     else:
-        inside = Inside(Natively(own.opened["cpu"]), place, size, host, compares_all=True)
-    group = replace(lanes.group, store=lanes.group.store.under("links"), name="links")
+        inside = Inside(Natively(by.own), by.place, by.size, by.host, compares_all=True)
     shares = Shares(DOMAINS, BANDWIDTHS)
-    communicator = DomainsCommunicator(group, DOMAINS, shares, inside, host, REDUCTIONS, "a test")
-    return Verbs(communicator, group, world.capabilities)
+    communicator = DomainsCommunicator(by.group, DOMAINS, shares, inside, by.host, REDUCTIONS, "a test")
+    return Verbs(communicator, by.group, by.world.capabilities)
 
 
 def every_verb(_: devices.World, swaps: bool) -> None:
