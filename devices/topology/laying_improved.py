@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 
 from devices.topology.graph import Topology
+from devices.topology.laying_blocks import blocked, with_cuts
 from devices.topology.laying_bound import Bounds, Domain
 from devices.topology.laying_levels import Levels, are_as_near, raised
 from devices.topology.laying_moves import moves
@@ -53,6 +54,10 @@ def improved(
     if are_one:
         best = _exchanged(best, cost)
         return best, bound, cost.of(best) <= bound * _EQUAL
+    cut = with_cuts(topology, cost)
+    bound = max(bound, blocked(cut, bounds.by_axis, cost.of(best)))
+    if cost.of(best) <= bound * _EQUAL:
+        return best, bound, True
     changing = moves(topology, cost.loads, [[each.members for each in level] for level in bounds.levels])
     floors = raised(cost, bounds.by_axis, best, changing)
     bound = max(bound, sum(floors))

@@ -1,7 +1,8 @@
 """A search for a faster order that first says how far apart the neighbours of each axis are, at the most.
 
 What an axis takes for two neighbours alone has few values, its levels. Orders of all levels of each axis are looked
-through together; where that takes too long, those of the lower levels of an axis apart from those of its higher ones.
+through together; where that takes too long, those of the lower levels of an axis apart from those of its higher ones;
+and where that takes too long as well, all that are left together, as long as it may take.
 For each place it is known which devices it may have: those near enough to what its neighbours may have.
 """
 
@@ -25,9 +26,11 @@ FIRST = 20
 MORE = 4
 """So many times as many steps are taken for each of the two."""
 
+APART = 8
+"""One of so many steps is taken for levels apart from each other, the others for all together."""
+
 ALONE = 100
 """So many steps are taken to know what 64 devices take at least for one axis alone."""
-
 
 PAIRS = 100
 """So many ways of turning a mesh round while devices are exchanged are looked at, at the most."""
@@ -110,6 +113,7 @@ class Levels:
     def __init__(self, cost: Cost, floors: Sequence[float], moves: Numbers, block: int = 0) -> None:
         assert cost.loads is not None
         self._cost, self._loads, self._count = cost, cost.loads, cost.count
+        self._least = list(floors)
         self._block = block
         self._moved, self._moves = _together([] if block else list(turned([axis.length for axis in cost.axes])), moves)
         self._alone = np.maximum(self._loads.links.max(2), self._loads.alone)
@@ -158,26 +162,50 @@ class Levels:
         self._order = tuple(order)
         self._seconds = self._cost.of(order) if seconds is None else seconds
         highest = tuple(len(levels) - 1 for levels in self._levels)
-        open_ = [(0.0, 0, FIRST, _Box(0.0, (0,) * len(highest), highest))]
+        wide, left = self._apart(_Box(0.0, (0,) * len(highest), highest), steps // APART)
+        open_ = [box for each in wide if (box := self._shrunk(each)) is not None]
+        bound = min([box.seconds for box in open_], default=math.inf)
+        if open_:
+            lowest = tuple(map(min, zip(*(box.lowest for box in open_), strict=True)))
+            highest = tuple(map(max, zip(*(box.highest for box in open_), strict=True)))
+            self._left = steps - steps // APART + left
+            try:
+                while (box := self._shrunk(_Box(0.0, lowest, highest))) is not None and self._faster(box):
+                    continue
+                bound = math.inf
+            except _OutOfStepsError:
+                pass
+        return self._order, min(bound, self._seconds)
+
+    def _apart(self, box: _Box, steps: int) -> tuple[list[_Box], int]:
+        """Look through the levels of a box, those apart for which it takes too long; return what is left.
+
+        Args:
+            box: all of them.
+            steps: how many may be taken.
+
+        Returns:
+            The boxes that were not looked through, and the steps that were not taken.
+        """
+        open_ = [(0.0, 0, FIRST, box)]
         number = 0
         while open_ and steps > 0:
             _, _, allowed, wide = heapq.heappop(open_)
-            box = self._shrunk(wide)
-            if box is None:
+            now = self._shrunk(wide)
+            if now is None:
                 continue
             self._left = least = min(allowed, steps)
             try:
-                parts = [box] if self._faster(box) else []
+                parts = [now] if self._faster(now) else []
             except _OutOfStepsError:
                 self._left = 0
-                parts = self._parts(box)
+                parts = self._parts(now)
                 allowed *= MORE
             steps -= least - self._left
             for part in parts:
                 number += 1
                 heapq.heappush(open_, (part.seconds, number, allowed, part))
-        bound = min([box.seconds for *_, wide in open_ if (box := self._shrunk(wide)) is not None], default=math.inf)
-        return self._order, min(bound, self._seconds)
+        return [wide for *_, wide in open_], steps
 
     def _shrunk(self, box: _Box) -> _Box | None:
         """Return the box without the levels that are no faster than what is known, None if nothing is left."""
@@ -240,7 +268,7 @@ class Levels:
             return False
         if done.all():
             order = tuple(device.tolist())
-            seconds = self._cost.of(order)
+            seconds = math.fsum(map(max, self._cost.by_axis(order), self._least))
             if seconds < self._limit:
                 self._order, self._seconds = order, seconds
                 return True

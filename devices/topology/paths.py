@@ -51,6 +51,8 @@ class Paths:
         self._is_device = [node.is_device for node in topology.nodes]
         self._leaving: list[list[tuple[int, int]]] = [[] for _ in topology.nodes]
         self._entering: list[list[tuple[int, int]]] = [[] for _ in topology.nodes]
+        self.ends: list[tuple[int, int]] = []
+        """The places of the nodes that each link goes from and to."""
         merged: dict[tuple[int, int], int] = {}
         bandwidths: list[float] = []
         latencies: list[float] = []
@@ -64,6 +66,7 @@ class Paths:
             merged[ends] = len(bandwidths)
             self._leaving[ends[0]].append((len(bandwidths), ends[1]))
             self._entering[ends[1]].append((len(bandwidths), ends[0]))
+            self.ends.append(ends)
             bandwidths.append(bandwidth)
             latencies.append(float(link.latency or 0))
         self.seconds_per_byte = [1 / bandwidth for bandwidth in bandwidths]

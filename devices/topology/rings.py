@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, final
 
@@ -38,6 +38,15 @@ class Axis:
     steps: int
     flows: int
 
+    def on(self, sizes: Sequence[int], axis: int) -> Axis:
+        """Return the same rings as an axis of another mesh.
+
+        Args:
+            sizes: the length of each axis of that mesh, the last varying fastest.
+            axis: which of them it is.
+        """
+        return replace(self, pairs=tuple(_neighbours(sizes, axis)) if self.pairs else ())
+
 
 def axes_of(sizes: Sequence[int], weights: Sequence[float]) -> list[Axis]:
     """Return the rings of each axis; those of one that has nothing to say have no pairs.
@@ -57,36 +66,50 @@ def axes_of(sizes: Sequence[int], weights: Sequence[float]) -> list[Axis]:
     return found
 
 
+@final
+@dataclass(frozen=True)
 class Loads:
     """What each two devices load on the links when they say a byte to each other.
 
     Args:
-        paths: how bytes go.
         count: how many devices there are.
+        links: seconds of each link.
+        alone: seconds that it takes if nothing else is said.
+        latency: seconds of the links on the way.
+        hops: how many they are.
     """
 
-    def __init__(self, paths: Paths, count: int) -> None:
-        self.count = count
-        self.links: Floats = np.zeros((count, count, paths.links))
-        """Seconds of each link."""
-        self.alone: Floats = np.zeros((count, count))
-        """Seconds that it takes if nothing else is said."""
-        self.latency: Floats = np.zeros((count, count))
-        self.hops: Floats = np.zeros((count, count))
+    count: int
+    links: Floats
+    alone: Floats
+    latency: Floats
+    hops: Floats
+
+    @staticmethod
+    def of(paths: Paths, count: int) -> Loads:
+        """Return the loads of a topology's devices.
+
+        Args:
+            paths: how bytes go.
+            count: how many devices there are.
+        """
+        links = np.zeros((count, count, paths.links))
+        alone, latency, hops = (np.zeros((count, count)) for _ in range(3))
         for one in range(count):
             for other in range(one):
-                row = self.links[one, other]
+                row = links[one, other]
                 for source, target in ((one, other), (other, one)):
                     way = paths.between(source, target)
-                    self.alone[one, other] = max(self.alone[one, other], way.alone)
-                    self.latency[one, other] = max(self.latency[one, other], way.latency)
-                    self.hops[one, other] = max(self.hops[one, other], way.hops)
+                    alone[one, other] = max(alone[one, other], way.alone)
+                    latency[one, other] = max(latency[one, other], way.latency)
+                    hops[one, other] = max(hops[one, other], way.hops)
                     for link, part in way.parts:
                         row[link] += part * paths.seconds_per_byte[link]
-                self.links[other, one] = row
-                self.alone[other, one] = self.alone[one, other]
-                self.latency[other, one] = self.latency[one, other]
-                self.hops[other, one] = self.hops[one, other]
+                links[other, one] = row
+                alone[other, one] = alone[one, other]
+                latency[other, one] = latency[one, other]
+                hops[other, one] = hops[one, other]
+        return Loads(count, links, alone, latency, hops)
 
 
 class _Between(NamedTuple):
@@ -118,7 +141,7 @@ class Cost:
     def loads(self) -> Loads | None:
         """The table of all loads, if it is not too large."""
         is_small = self.count**2 * self.paths.links <= DENSE
-        return Loads(self.paths, self.count) if is_small else None
+        return Loads.of(self.paths, self.count) if is_small else None
 
     def of(self, order: Sequence[int]) -> float:
         """Return the seconds of all axes."""

@@ -24,6 +24,7 @@ from devices.topology import (
     rails,
     torus,
 )
+from devices.topology.laying_blocks import blocked, with_cuts
 from devices.topology.laying_bound import Bounds
 from devices.topology.laying_dense import can_be
 from devices.topology.laying_levels import Levels, raised
@@ -124,6 +125,8 @@ def test_each_search_agrees_with_all_orders_of_a_few_devices(name: str, sizes: t
     order, bound = Levels(cost, floors, changing).improve(slow, 100_000)
     assert every(name, sizes, np.array([order])).sum() == pytest.approx(least)
     assert bound == pytest.approx(least)
+    for limit in (least, 1.2 * least, math.inf):
+        assert blocked(with_cuts(FEW[name], cost), bounds.by_axis, limit) <= least * (1 + 1e-9)
     for domains in bounds.levels:
         parts = Parts(cost, bounds.kinds(domains), domains)
         assert parts.least(math.inf, 100_000)[0] <= least * (1 + 1e-9)
@@ -168,11 +171,33 @@ def test_what_may_be_exchanged_changes_nothing_and_is_found_where_it_is() -> Non
         (torus((24,), 1), (2, 3, 4), (8, 8, 2)),
         (torus((4, 16), 1), (2, 4, 4, 2), (4, 4, 1, 2)),
         (torus((2, 32), 1), (4, 4, 4), (8, 4, 1)),
+        # The rings of 8 are eight blocks of four columns. Between two blocks of a ring of 4 eight chips' rings go to
+        # and fro, over two cables, and so does what a pair of two blocks that are side by side says.
+        (torus((2, 32), 1), (2, 4, 8), (8, 8, 1)),
+        (torus((2, 32), 1), (2, 2, 4, 4), (16, 16, 4, 1)),
+        (torus((2, 32), 1), (2, 4, 4, 2), (8, 8, 2, 1)),
+        # A block of eight chips has eight neighbours four cables away.
+        (torus((4, 16), 1), (2, 4, 8), (2, 4, 1)),
+        (torus((8, 8), 1, wrap=False), (2, 4, 4, 2), (2, 4, 2, 2)),
         # All neighbours are one cable apart, and no cable says more than one share of rings, or both of a pair: so few
         # is what each axis alone would take. It is 128 chips, which are not searched.
         (torus((4, 4, 8), 1), (2, 4, 16), (2, 1, 1)),
     ],
-    ids=["torus", "grid", "leaves", "leaves of 4", "ring", "4x16", "2x32", "4x4x8"],
+    ids=[
+        "torus",
+        "grid",
+        "leaves",
+        "leaves of 4",
+        "ring",
+        "4x16",
+        "2x32",
+        "2x32 of 2x4x8",
+        "2x32 of 2x2x4x4",
+        "2x32 of 2x4x4x2",
+        "4x16 of 2x4x8",
+        "grid of 2x4x4x2",
+        "4x4x8",
+    ],
 )
 def test_layouts_that_no_factors_give_are_found_and_proven(
     topology: Topology, sizes: tuple[int, ...], loads: Sequence[int]
@@ -200,6 +225,17 @@ def test_whether_places_can_have_so_many_pairs_of_neighbours_agrees_with_all_set
         for needed in itertools.product(range(many), repeat=len(sizes)):
             expected = any(all(a >= b for a, b in zip(each, needed, strict=True)) for each in pairs)
             assert can_be(many, around, needed, 100_000)[0] == expected, (many, needed)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("ring", (2, 4)), ("ring", (2, 2, 2)), ("torus 2x4", (2, 4)), ("line", (4, 2))], ids=str
+)
+def test_what_sets_of_devices_say_to_each_other_is_all_that_the_fastest_order_takes(
+    name: str, sizes: tuple[int, ...]
+) -> None:
+    least = float(every(name, sizes).sum(0).min())
+    cost, bounds = asked(name, sizes)
+    assert blocked(with_cuts(FEW[name], cost), bounds.by_axis, 1.01 * least) == pytest.approx(least)
 
 
 def test_no_domain_of_eighteen_is_cut_into_pairs_of_nine() -> None:
