@@ -5,6 +5,8 @@ READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 # A file's tests stay in one worker, which shares what is slow to set up.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+# Where nothing compiled is kept, each of the many processes of a run compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test quick check judge bench clean
 

@@ -2,13 +2,48 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from collections.abc import Hashable
 from datetime import timedelta
 from typing import Any, final
 
-from devices.algorithms.listeners import Listeners
+from devices.algorithms.listeners import Job, Listeners
 from devices.algorithms.started import LONG
+
+
+@final
+class GlooThreads:
+    """The threads that wait for the messages of a group: one for each way that a message may go, a peer and a tag.
+
+    On one way messages are through in the order in which they were posted, so that one thread waits for them in turn.
+    Which way is the first to have one nobody knows, and gloo waits for one message at a time.
+    """
+
+    def __init__(self) -> None:
+        self._listeners = Listeners("devices gloo messages")
+        self._numbers = itertools.count()
+        self._last: dict[Hashable, int] = {}
+        self._lock = threading.Lock()
+
+    def number(self) -> int:
+        """Return how many messages were posted before."""
+        return next(self._numbers)
+
+    def listen(self, job: Job, way: Hashable, number: int) -> None:
+        """Let a thread wait for the message of that number."""
+        with self._lock:
+            if number < self._last.get(way, -1):
+                # Behind a later one, which is waited for already, it would never be told of.
+                way = None
+            elif way is not None:
+                self._last[way] = number
+        self._listeners.listen(job, way)
+
+    def close(self) -> None:
+        """Let them end, once they have nothing to wait for."""
+        self._listeners.close()
 
 
 @final
@@ -16,19 +51,21 @@ class GlooMessage:
     """A message of gloo's, which may be waited for or asked whether it has come.
 
     Once it is asked, a thread waits for it, and the group's timeout counts from then on. Were gloo told to wait for no
-    longer than that, it would end all that is between the two ranks. The thread has no other message meanwhile: who
-    posts a thousand receives and asks each has a thousand threads until they come.
+    longer than that, it would end all that is between the two ranks.
 
     Args:
         work: torch's, which one thread alone may wait for.
         timeout: the group's.
-        listeners: the threads.
+        threads: those that wait.
+        way: whom it goes to or comes from, and its tag; None where that is not known.
     """
 
-    def __init__(self, work: Any, timeout: timedelta, listeners: Listeners) -> None:
+    def __init__(self, work: Any, timeout: timedelta, threads: GlooThreads, way: Hashable = None) -> None:
         self._work = work
         self._timeout = timeout
-        self._listeners = listeners
+        self._threads = threads
+        self._way = way
+        self._number = threads.number()
         self._lock = threading.Lock()
         self._deadline = 0.0
         self._heard: threading.Event | None = None
@@ -56,7 +93,7 @@ class GlooMessage:
     def is_completed(self) -> bool:
         heard, is_mine = self._take()
         if is_mine:
-            self._listeners.listen(lambda: self._hear(heard, LONG))
+            self._threads.listen(lambda: self._hear(heard, LONG), self._way, self._number)
         return heard.is_set() or time.monotonic() > self._deadline
 
     def _take(self) -> tuple[threading.Event, bool]:

@@ -15,11 +15,10 @@ import torch
 
 from devices import _torch, _torch_groups
 from devices._backend import Communicator, Group, Message, Pending, PendingFrom
-from devices._gloo_messages import GlooMessage
+from devices._gloo_messages import GlooMessage, GlooThreads
 from devices._store import Store
 from devices._work import Together
 from devices.algorithms.executor import COLLECTIVE_TAG
-from devices.algorithms.listeners import Listeners
 from devices.algorithms.started import wait_however_long
 from devices.errors import ArgumentError
 from devices.fabric.host import open_here
@@ -85,7 +84,7 @@ class ProcessGroupCommunicator(Communicator):
         self._group = process_group
         self._is_gloo = type(process_group).__name__ == "ProcessGroupGloo"
         self._timeout = _torch_groups.gloo_timeout(process_group) if self._is_gloo else timedelta()
-        self._listeners = Listeners("devices gloo receives")
+        self._threads = GlooThreads()
         self.messages = messages
         self.note = note
         self.own = None if verbs is None else _known(verbs)
@@ -131,10 +130,10 @@ class ProcessGroupCommunicator(Communicator):
     def _start(self, sends: Sequence[Message], recvs: Sequence[Message]) -> list[Any]:
         works = [self._group.recv([recv.tensor], recv.peer, recv.tag) for recv in recvs]
         works += [self._group.send([send.tensor], send.peer, send.tag) for send in sends]
-        return [self._gloo_message(work) for work in works] if self._is_gloo else works
-
-    def _gloo_message(self, work: Any) -> GlooMessage:
-        return GlooMessage(work, self._timeout, self._listeners)
+        if not self._is_gloo:
+            return works
+        ways = [("recv", recv.peer, recv.tag) for recv in recvs] + [("send", send.peer, send.tag) for send in sends]
+        return [GlooMessage(work, self._timeout, self._threads, way) for work, way in zip(works, ways, strict=True)]
 
     def all_gather(self, output: torch.Tensor, input: torch.Tensor) -> Pending:
         return self._all_gather(output, input, _torch.AllgatherOptions())
@@ -181,7 +180,7 @@ class ProcessGroupCommunicator(Communicator):
 
     def recv_any(self, tensor: torch.Tensor, tag: int) -> PendingFrom:
         work = self._group.recv_anysource([tensor], tag)
-        return self._gloo_message(work) if self._is_gloo else _FromAny(work)
+        return GlooMessage(work, self._timeout, self._threads) if self._is_gloo else _FromAny(work)
 
     def barrier(self) -> Pending:
         return self._group.barrier(_torch.BarrierOptions())
@@ -220,7 +219,7 @@ class ProcessGroupCommunicator(Communicator):
         try:
             _torch_groups.close_group(self._group)
         finally:
-            self._listeners.close()
+            self._threads.close()
             if self.messages is not None:
                 self.messages.close()
 

@@ -12,7 +12,7 @@ import torch
 from torch.distributed import HashStore, ProcessGroupGloo
 
 from devices import Message, ProcessGroupCommunicator
-from devices._gloo_messages import GlooMessage
+from devices._gloo_messages import GlooMessage, GlooThreads
 from devices.algorithms.listeners import Listeners
 
 
@@ -57,15 +57,51 @@ def test_who_asks_is_told_when_a_message_has_come_and_may_wait_then_and_again() 
         communicator.close()
 
 
+def test_many_messages_of_one_way_that_are_asked_are_waited_for_by_one_thread() -> None:
+    def waiting() -> int:
+        return sum(thread.name == "devices gloo messages" for thread in threading.enumerate())
+
+    before = waiting()
+    one, other = map(ProcessGroupCommunicator, both())
+    came = torch.zeros(50)
+    works = [one.exchange([], [Message(part, 1)]) for part in came.split(1)]
+    assert [work.is_completed() for work in works] == [False] * 50
+    assert waiting() == before + 1
+    for number in range(50):
+        assert not works[number].is_completed()
+        other.exchange([Message(torch.tensor([float(number)]), 0)], []).wait()
+        until(works[number].is_completed)
+    assert came.tolist() == list(range(50))
+    assert waiting() == before + 1
+    for communicator in (one, other):
+        communicator.close()
+
+
+def test_a_message_that_is_asked_for_after_a_later_one_is_told_of_before_that_has_come() -> None:
+    one, other = map(ProcessGroupCommunicator, both())
+    came = torch.zeros(2)
+    first, second = (one.exchange([], [Message(part, 1)]) for part in came.split(1))
+    assert not second.is_completed()
+    assert not first.is_completed()
+    other.exchange([Message(torch.tensor([3.0]), 0)], []).wait()
+    until(first.is_completed)
+    assert not second.is_completed()
+    other.exchange([Message(torch.tensor([4.0]), 0)], []).wait()
+    until(second.is_completed)
+    assert came.tolist() == [3.0, 4.0]
+    for communicator in (one, other):
+        communicator.close()
+
+
 def test_who_asks_is_told_once_the_timeout_has_gone_by_and_the_wait_says_so() -> None:
     one, other = both()
     # The group's own timeout is what it has for connecting too, for which a machine in use may need long.
-    listeners = Listeners("waits for what does not come")
-    work = GlooMessage(one.recv([torch.zeros(3)], 1, 0), timedelta(seconds=0.2), listeners)
+    threads = GlooThreads()
+    work = GlooMessage(one.recv([torch.zeros(3)], 1, 0), timedelta(seconds=0.2), threads)
     until(work.is_completed)
     with pytest.raises(RuntimeError, match=r"timed out: nothing came within 0\.2 s"):
         work.wait()
-    listeners.close()
+    threads.close()
     for group in (one, other):
         group.abort()
 
