@@ -8,7 +8,7 @@ PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 # Where nothing compiled is kept, each of the many processes of a run compiles all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test quick check judge bench clean
+.PHONY: help demo test quick check judge gpu bench clean
 
 help: ## show the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 14
@@ -30,11 +30,17 @@ check: $(READY) ## lint, formatting and types
 judge: $(READY) ## run what takes long: torch's own suite over our group, killed jobs, a litmus test of memory
 	$(PYTEST) tests/judge --timeout 0
 
+# Needs no .venv: it takes the torch that PYTHON has, which knows its GPU.
+OUT ?= gpu-results
+LIMIT ?= 1200
+gpu: ## run all that needs an NVIDIA GPU, with the torch of PYTHON, in LIMIT seconds; results go to the folder OUT
+	$(PYTHON) tests/judge/on_a_gpu.py "$(OUT)" "$(LIMIT)"
+
 bench: $(READY) ## run the benchmarks
 	@set -e; for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark; done
 
 clean: ## remove .venv and all that the targets made
-	rm -rf .venv build dist out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist out gpu-results .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # hatchling comes first, at its pinned version, so that the build needs no environment of its own.

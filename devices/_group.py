@@ -75,7 +75,7 @@ class Group:
         self.store.set(f"{key}/{self.rank}", value)
         return [self.hear(f"{key}/{rank}", rank) for rank in range(self.size)]
 
-    def watched(self, call: Callable[[], T], what: str) -> T:
+    def watched(self, call: Callable[[], T], what: str, give_up: Callable[[T], object] | None = None) -> T:
         """Return what `call` returns, in which the members wait for each other by a vendor's own means.
 
         Every member calls this, and it returns once the calls of all have returned. The call runs on a thread, while
@@ -84,16 +84,17 @@ class Group:
         alone are seen, and other failures by the timeout. The thread of a call that waits on is left behind.
 
         Args:
-            call: what is called; what it raises is raised. What it opens it leaves where whoever gets an error finds
-                it, to give it up: the error may be another member's.
+            call: what is called; what it raises is raised.
             what: what that is, in words, the same on all members, and another for each call of a group: for errors, and
                 the keys in the store.
+            give_up: called once with what `call` returned where that is an error here all the same, for it may be
+                another member's: before the error is raised, or on the thread, where `call` returns after it.
 
         Raises:
             CollectiveError: a member has died, or its call has failed, or what the group is a part of did not open.
             CollectiveTimeoutError: the calls have not returned within the group's timeout.
         """
-        return watched(self, call, what)
+        return watched(self, call, what, give_up)
 
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.size} in group {self.name!r}"

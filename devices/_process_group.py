@@ -108,7 +108,8 @@ class ProcessGroupCommunicator(Communicator):
         Torch has it in its account of groups then, as if the program had opened it: a vendor's group may ask torch for
         its ranks. `close` takes it off again.
         """
-        store = group.store.torch
+        # A connection of its own: what waits in it is to hold up nobody else.
+        store = (group.store.apart() or group.store).torch
         opened = _torch_groups.open_group(
             backend, store, group.ranks, group.rank, group.timeout, f"{group.name}/{backend}"
         )

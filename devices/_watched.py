@@ -23,9 +23,9 @@ _GONE = "the store that its ranks meet by is gone"
 T = TypeVar("T")
 
 
-def watched(group: Group, call: Callable[[], T], what: str) -> T:
+def watched(group: Group, call: Callable[[], T], what: str, give_up: Callable[[T], object] | None = None) -> T:
     """Return what `call` does, as `Group.watched` says."""
-    running, others = _Running(call, f"devices {group.name} {what}"), _Others(group, what)
+    running, others = _Running(call, f"devices {group.name} {what}", give_up), _Others(group, what)
     deadline = time.monotonic() + group.timeout.total_seconds()
     try:
         while not running.is_over(_LOOK):
@@ -45,6 +45,7 @@ def watched(group: Group, call: Callable[[], T], what: str) -> T:
         _all_through(others, deadline)
     except BaseException as error:
         others.tell(error)
+        running.leave(error)
         raise
     return running.result()
 
@@ -68,22 +69,50 @@ def _all_through(others: _Others, deadline: float) -> None:
 
 @final
 class _Running(Generic[T]):
-    """A call on a thread of its own; the thread stays behind if the call does not end."""
+    """A call on a thread of its own; the thread stays behind if the call does not end.
 
-    def __init__(self, call: Callable[[], T], name: str) -> None:
+    Args:
+        call: what is called.
+        name: the thread's.
+        give_up: called once with what the call returned, if that is left.
+    """
+
+    def __init__(self, call: Callable[[], T], name: str, give_up: Callable[[T], object] | None) -> None:
         self._call = call
+        self._give_up = give_up
         self._results: list[T] = []
+        self._is_left = False
+        self._lock = threading.Lock()
         self.error: BaseException | None = None
         self._ended = threading.Event()
+        # Python does not wait for it as it ends.
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def _run(self) -> None:
         try:
-            self._results.append(self._call())
+            result = self._call()
+            with self._lock:
+                is_late = self._is_left
+                self._results.append(result)
         except BaseException as error:
             self.error = error
+            is_late = False
         finally:
             self._ended.set()
+        if is_late and self._give_up is not None:
+            self._give_up(result)
+
+    def leave(self, why: BaseException) -> None:
+        """Give up what the call has returned; or let its thread do so, once it returns."""
+        with self._lock:
+            self._is_left = True
+            has_returned = bool(self._results)
+        if not has_returned or self._give_up is None:
+            return
+        try:
+            self._give_up(self.result())
+        except Exception as fault:
+            why.add_note(f"nor could what was opened be given up: {fault}")
 
     def is_over(self, seconds: float) -> bool:
         """Return whether it has ended, or does within so many seconds."""

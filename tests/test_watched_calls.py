@@ -58,14 +58,15 @@ def group_in_threads(rank: int, store: Store) -> Group:
     return Group((0, 1), rank, Device("vendor", "vendor", rank), store, timedelta(seconds=60), "g")
 
 
-def in_threads(calls: list[Callable[[], Any]]) -> list[Any]:
-    """Return what the calls of two ranks return or raise, watched."""
+def in_threads(calls: list[Callable[[], Any]]) -> tuple[list[Any], list[Any]]:
+    """Return what the calls of two ranks return or raise, watched; and what was given up of that, by and by."""
     kept = dist.HashStore()
+    given_up: list[Any] = []
     results: list[Any] = [None] * len(calls)
 
     def one(rank: int) -> None:
         try:
-            results[rank] = group_in_threads(rank, Store(kept)).watched(calls[rank], "a vendor's call")
+            results[rank] = group_in_threads(rank, Store(kept)).watched(calls[rank], "a vendor's call", given_up.append)
         except Exception as error:
             results[rank] = error
 
@@ -74,11 +75,11 @@ def in_threads(calls: list[Callable[[], Any]]) -> list[Any]:
         thread.start()
     for thread in threads:
         thread.join(120)
-    return results
+    return results, given_up
 
 
 def test_each_gets_what_its_own_call_returned() -> None:
-    assert in_threads([lambda: "zero", lambda: "one"]) == ["zero", "one"]
+    assert in_threads([lambda: "zero", lambda: "one"]) == (["zero", "one"], [])
 
 
 def test_a_rank_whose_own_call_has_returned_hears_of_one_that_fails_later() -> None:
@@ -90,10 +91,29 @@ def test_a_rank_whose_own_call_has_returned_hears_of_one_that_fails_later() -> N
         time.sleep(0.3)
         raise RuntimeError("out of memory")
 
-    through, failed = in_threads([has_returned.set, fails])
+    (through, failed), given_up = in_threads([lambda: has_returned.set() or "a group", fails])
+    assert given_up == ["a group"]
     assert type(through) is CollectiveError
     assert str(through).endswith("a vendor's call failed: out of memory, as rank 1 found")
     assert type(failed) is RuntimeError
+
+
+def test_what_a_call_opens_after_its_rank_has_given_it_up_is_given_up_then() -> None:
+    may_return = threading.Event()
+
+    def fails() -> None:
+        raise RuntimeError("out of memory")
+
+    try:
+        (late, _), given_up = in_threads([lambda: may_return.wait(120) and "a group", fails])
+        assert type(late) is CollectiveError
+        assert given_up == []
+    finally:
+        may_return.set()
+    deadline = time.monotonic() + 60
+    while given_up != ["a group"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_call_in_a_domain_ends_once_another_domain_has_failed() -> None:

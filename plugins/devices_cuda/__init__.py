@@ -19,7 +19,10 @@ class CudaBackend(Backend):
     name = "cuda"
     device_type = "cuda"
     priority = 100
-    verified = "not run on hardware; finding GPUs was tested on records of machines and on what NVML says without one"
+    verified = (
+        "not run on hardware: finding GPUs was tried on records of machines and on what NVML says without one, groups "
+        "and mapped memory on what stands for NCCL and for CUDA's runtime"
+    )
 
     def probe(self) -> Probe:
         from devices_cuda.presence import probe

@@ -78,7 +78,8 @@ def _nccl(group: Group, version: str) -> Communicator:
         return made[0]
 
     try:
-        backend = group.watched(connect, "connecting NCCL")
+        # What connects while its group is aborted may get through all the same, after that: it is aborted then.
+        backend = group.watched(connect, "connecting NCCL", _abort)
         # NCCL has no tags, and its messages wait their turn among the group's collectives.
         messages = open_staged(group, "messages between two ranks keep out of the order of NCCL's collectives")
     except BaseException as error:
@@ -90,6 +91,14 @@ def _nccl(group: Group, version: str) -> Communicator:
 
 def _give_up(backend: Any, error: BaseException) -> None:
     """Abort a group that did not open: to shut it down is to wait for peers that may not come."""
+    try:
+        _abort(backend)
+    except Exception as fault:
+        error.add_note(f"nor could NCCL be aborted: {fault}")
+
+
+def _abort(backend: Any) -> None:
+    """Abort a group, which may be done before; raise where that does not end soon."""
     faults: list[Exception] = []
 
     def abort() -> None:
@@ -102,5 +111,7 @@ def _give_up(backend: Any, error: BaseException) -> None:
     aborting = threading.Thread(target=abort, name="devices aborts NCCL", daemon=True)
     aborting.start()
     aborting.join(_PATIENCE)
-    if aborting.is_alive() or faults:
-        error.add_note(f"nor could NCCL be aborted: {faults[0] if faults else f'it takes longer than {_PATIENCE:g} s'}")
+    if faults:
+        raise faults[0]
+    if aborting.is_alive():
+        raise TimeoutError(f"it takes longer than {_PATIENCE:g} s")

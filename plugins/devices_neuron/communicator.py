@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, final
 
@@ -54,15 +54,11 @@ class NeuronCommunicator(Communicator):
     @classmethod
     def open(cls, group: Group, has_all_to_all: bool) -> NeuronCommunicator:
         """Return one over a new group of the vendor's."""
-        carried = ProcessGroupCommunicator.open("neuron", group, even=cls.even)
+        carried = _opened(group, cls.even)
         try:
             messages = open_staged(group, "no document shows that the vendor has any")
         except BaseException:
-            # A vendor's group that is not aborted waits for its peers as it closes, and they may be waiting for this.
-            try:
-                carried.abort()
-            finally:
-                carried.close()
+            _give_up(carried)
             raise
         return cls(group, carried, messages, has_all_to_all)
 
@@ -105,6 +101,32 @@ class NeuronCommunicator(Communicator):
 
     def _held(self, work: Pending) -> Pending:
         return _Held(self._group, self._ended, work)
+
+
+def _opened(group: Group, even: Iterable[str]) -> ProcessGroupCommunicator:
+    """Return the vendor's group, which waits for its peers as it opens, and of itself notices no death."""
+    import torch
+
+    module = torch.get_device_module("neuron")
+
+    def connect() -> tuple[ProcessGroupCommunicator, int]:
+        carried = ProcessGroupCommunicator.open("neuron", group, even=even)
+        return carried, module.current_device()
+
+    what = "opening the process group 'neuron'"
+    carried, index = group.watched(connect, what, lambda opened: _give_up(opened[0]))
+    # The vendor has made the rank's core the current device, and each thread has one of its own.
+    if module.current_device() != index:
+        module.set_device(index)
+    return carried
+
+
+def _give_up(carried: ProcessGroupCommunicator) -> None:
+    """End a group that is of no use: unless it is aborted before, it may wait for its peers as it closes."""
+    try:
+        carried.abort()
+    finally:
+        carried.close()
 
 
 def _reductions() -> Mapping[str, frozenset[torch.dtype]]:

@@ -12,7 +12,7 @@ import pytest
 import ranks
 from examples_on_ranks import EXAMPLES, finish, start
 
-sys.path.append(str(Path(__file__).parents[1] / "plugins" / "neuron"))
+sys.path.append(str(Path(__file__).parents[1] / "plugins" / "not_run_on_hardware" / "neuron"))
 from on_standin import standin, variables
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def test_losses_are_those_of_one_process_however_the_batch_is_split(tmp_path: Pa
     assert losses(tmp_path / "measured") == pytest.approx(one, rel=1e-10)
 
 
-def test_losses_are_those_of_one_process_over_two_vendors(tmp_path: Path) -> None:
+def test_losses_are_those_of_one_process_over_cpus_and_the_standin(tmp_path: Path) -> None:
     ranks.run(1, train, (f"--out={tmp_path / 'one'}",), timeout=120)
     with standin():
         backends = ("cpu", "neuron", "neuron")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "neuron"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "not_run_on_hardware" / "neuron"))
 
 from on_standin import STANDIN, variables
 

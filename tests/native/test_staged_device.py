@@ -15,7 +15,7 @@ from devices import Capabilities
 from devices.algorithms.verbs import Verbs
 from devices.c10d.lanes import lanes_of
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "neuron"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "plugins" / "not_run_on_hardware" / "neuron"))
 
 from on_standin import on_standin, variables
 
@@ -51,5 +51,5 @@ def through_host(world: devices.World) -> None:
 
 
 @pytest.mark.slow
-def test_tensors_of_another_device_come_and_go_through_host_memory(tmp_path: Path) -> None:
+def test_tensors_of_another_device_come_and_go_through_host_memory_on_the_standin(tmp_path: Path) -> None:
     on_standin(through_host, 2, env=variables(tmp_path))

@@ -14,7 +14,7 @@ from domains import mixed_cases as cases
 
 from devices.fabric.host.meeting import why_not_here
 
-sys.path.append(str(Path(__file__).parents[1] / "plugins" / "neuron"))
+sys.path.append(str(Path(__file__).parents[1] / "plugins" / "not_run_on_hardware" / "neuron"))
 from on_standin import standin, variables
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Memory of GPUs that ranks map: on a stand-in for CUDA's runtime; what needs a GPU says so in its name."""
+"""Memory of GPUs that ranks map, on a stand-in for CUDA's runtime."""
 
 from __future__ import annotations
 
@@ -131,31 +131,3 @@ def test_where_the_runtime_maps_nothing_host_memory_serves_and_its_words_say_why
             "device of rank 0 cannot be mapped: cudaIpcOpenMemHandle: peer access is not supported between these two "
             "devices"
         )
-
-
-# On hardware.
-
-
-def on_one_gpu() -> str:
-    with devices.init("cuda") as world:
-        x = torch.arange(1 << 20, device=world.device, dtype=torch.float32) + world.rank
-        expected = torch.arange(1 << 20, dtype=torch.float32) * world.size + sum(range(world.size))
-        for _ in range(20):
-            # Work that is under way when the verb is called, and after it, on this stream.
-            torch.cuda._sleep(2_000_000)
-            total = devices.all_reduce(x * 1.0)
-            assert (total * 1.0).cpu().equal(expected)
-        return world.explain()
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 1, reason="needs an NVIDIA GPU, found 0")
-def test_ranks_that_share_a_gpu_map_each_others_memory_on_a_gpu() -> None:
-    for said in ranks.run(2, on_one_gpu, env={"CUDA_VISIBLE_DEVICES": "0"}, timeout=300):
-        assert "through memory that the ranks map of each other's devices" in said
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason=f"needs 2 NVIDIA GPUs, found {torch.cuda.device_count()}")
-def test_ranks_that_share_gpus_map_memory_over_the_links_between_them_on_a_gpu() -> None:
-    # LOCAL_RANK counts on from the first GPU again: ranks 0 and 2 share it.
-    for said in ranks.run(3, on_one_gpu, env={"CUDA_VISIBLE_DEVICES": "0,1"}, timeout=300):
-        assert "through memory that the ranks map of each other's devices" in said

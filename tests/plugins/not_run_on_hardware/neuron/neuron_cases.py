@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch.distributed as dist
 
 import devices
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "train_gpt.py"
+EXAMPLE = Path(__file__).parents[4] / "examples" / "train_gpt.py"
 
 
 def said(call: Callable[[], Any]) -> str:
@@ -157,6 +159,16 @@ def on_two_hosts(world: Any, cores: list[str]) -> dict[str, str]:
             "symmetric": str(devices.all_reduce(ones, symmetric).item()) if place == 0 else "",
             "not symmetric": said(lambda: dist.new_group([0, 3])),
         }
+
+
+def dies_while_it_opens(dying: int) -> tuple[str, float]:
+    """Open a world of Neuron devices in which one rank is killed as the vendor's group opens; return the error."""
+    import torch_neuronx.group as vendors
+
+    if int(os.environ["RANK"]) == dying:
+        vendors.ProcessGroupNeuron._check_places = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    began = time.monotonic()
+    return said(lambda: devices.init("neuron", timeout=300)), time.monotonic() - began
 
 
 # Over the vendor's process group itself, to see that the stand-in is as strict as the documents.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import devices_neuron.communicator
@@ -31,6 +33,25 @@ class VendorsGroup(dist.ProcessGroup):
         self.asked.append("shutdown")
 
 
+class DeviceModule(threading.local):
+    """What `torch.neuron` says of the current device, of which each thread has one."""
+
+    index = 0
+
+    def current_device(self) -> int:
+        return self.index
+
+    def set_device(self, index: int) -> None:
+        self.index = index
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> DeviceModule:
+    made = DeviceModule()
+    monkeypatch.setattr(torch, "get_device_module", lambda _: made)
+    return made
+
+
 @pytest.fixture
 def group() -> Group:
     store = Store(dist.HashStore())
@@ -44,8 +65,26 @@ def test_an_abort_reaches_the_vendors_group_and_the_messages(group: Group) -> No
     assert (carried.asked, messages.asked) == (["abort"], ["abort"])
 
 
+def test_the_current_device_is_that_which_the_vendors_group_has_chosen_as_it_opened(
+    group: Group, module: DeviceModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried, messages = ProcessGroupCommunicator(VendorsGroup()), ProcessGroupCommunicator(VendorsGroup())
+    threads: list[int] = []
+
+    def opens(*_: Any, **__: Any) -> ProcessGroupCommunicator:
+        threads.append(threading.get_ident())
+        module.set_device(3)
+        return carried
+
+    monkeypatch.setattr(ProcessGroupCommunicator, "open", opens)
+    monkeypatch.setattr(devices_neuron.communicator, "open_staged", lambda *_: messages)
+    NeuronCommunicator.open(group, has_all_to_all=False)
+    assert threads != [threading.get_ident()]
+    assert module.current_device() == 3
+
+
 def test_a_vendors_group_is_aborted_before_it_closes_where_this_rank_has_no_way_for_messages(
-    group: Group, monkeypatch: pytest.MonkeyPatch
+    group: Group, module: DeviceModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vendors = VendorsGroup()
     opened = ProcessGroupCommunicator(vendors)

@@ -25,11 +25,11 @@ def shared(found: Machine, ranks: int | None = None, environment: Mapping[str, s
 
 
 @pytest.mark.parametrize("ranks", [None, 8, 16])
-def test_as_many_ranks_as_gpus_or_more_need_no_choice_of_them_not_run_on_hardware(ranks: int | None) -> None:
+def test_as_many_ranks_as_gpus_or_more_need_no_choice_of_them(ranks: int | None) -> None:
     assert shared(machine("dgx-a100.json"), ranks) == {}
 
 
-def test_fewer_ranks_have_neighbouring_gpus_with_most_free_memory_not_run_on_hardware() -> None:
+def test_fewer_ranks_have_neighbouring_gpus_with_most_free_memory() -> None:
     whole = machine("dgx-a100.json")
     assert shared(whole, 2) == {"CUDA_VISIBLE_DEVICES": f"{FIRST},{SECOND}"}
     assert shared(whole, 1, {"CUDA_VISIBLE_DEVICES": "1,0"}) == {"CUDA_VISIBLE_DEVICES": SECOND}
@@ -40,13 +40,13 @@ def test_fewer_ranks_have_neighbouring_gpus_with_most_free_memory_not_run_on_har
     assert shared(busy, 3) == {"CUDA_VISIBLE_DEVICES": f"{uuids[3]},{uuids[4]},{uuids[5]}"}
 
 
-def test_gpus_that_differ_are_to_be_numbered_by_the_bus_not_run_on_hardware() -> None:
+def test_gpus_that_differ_are_to_be_numbered_by_the_bus() -> None:
     whole = machine("dgx-a100.json")
     mixed = replace(whole, gpus=(replace(whole.gpus[0], name="NVIDIA H100"), *whole.gpus[1:]))
     assert shared(mixed) == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def test_under_mig_each_rank_has_its_instance_not_run_on_hardware() -> None:
+def test_under_mig_each_rank_has_its_instance() -> None:
     divided = machine("mig.json")
     assert shared(divided, 3) == {}
     names = [own_variables(divided, {}, 3, rank)[0].value for rank in range(3)]
@@ -58,7 +58,7 @@ def test_under_mig_each_rank_has_its_instance_not_run_on_hardware() -> None:
         own_variables(divided, {}, 3, 3)
 
 
-def test_without_a_number_of_ranks_each_instance_and_gpu_that_is_visible_has_one_not_run_on_hardware(
+def test_without_a_number_of_ranks_each_instance_and_gpu_that_is_visible_has_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

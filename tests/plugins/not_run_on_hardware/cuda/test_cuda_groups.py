@@ -1,9 +1,7 @@
-"""Groups of GPUs. What needs one says so; how ranks that share a GPU are told apart, and served, needs none."""
+"""Groups of GPUs, over what stands for NCCL: ranks that share a GPU are told apart, and who cannot open says so."""
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import threading
@@ -11,12 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
-import ranks
 import torch
 import torch.distributed as dist
 
@@ -24,11 +20,6 @@ import devices
 from devices import Device, Group, Store
 from devices.errors import CollectiveError, CollectiveTimeoutError, UnsupportedError
 from devices_cuda import group as cuda
-
-EXAMPLES = Path(__file__).parents[3] / "examples"
-GPUS = torch.cuda.device_count()
-needs_one = pytest.mark.skipif(GPUS < 1, reason=f"needs an NVIDIA GPU, found {GPUS}")
-needs_two = pytest.mark.skipif(GPUS < 2, reason=f"needs 2 NVIDIA GPUs, found {GPUS}")
 
 
 def at(gpu: str, host: str = "here", nccl: str | None = "2.27.5") -> dict[str, Any]:
@@ -186,6 +177,63 @@ def test_a_peer_that_dies_while_nccl_connects_is_named_on_every_rank_at_once(
     assert [each.calls for each in made] == [[f"connected cuda:{rank}", "aborted"] for rank in range(3)]
 
 
+def test_nccl_that_connects_after_it_was_given_up_is_aborted_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_connect = threading.Event()
+
+    def connect(rank: int) -> None:
+        if rank == 1:
+            raise RuntimeError("NCCL error: unhandled system error")
+        may_connect.wait()
+
+    try:
+        (first, _), made = connecting(monkeypatch, 2, connect)
+        assert type(first) is CollectiveError
+        assert made[0].calls == ["connected cuda:0", "aborted"]
+    finally:
+        may_connect.set()
+    deadline = time.monotonic() + 60
+    while made[0].calls != ["connected cuda:0", "aborted", "aborted"]:
+        assert time.monotonic() < deadline, made[0].calls
+        time.sleep(0.01)
+
+
+NEVER_CONNECTS = """
+from datetime import timedelta
+import torch.distributed as dist
+import devices
+from devices import Device, Group, Store
+from devices_cuda import group as cuda
+
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=1000), wait_for_workers=False)
+
+
+class Waits:
+    def __init__(self):
+        self.store = store.clone()
+
+    def eager_connect_single_device(self, device):
+        # As NCCL waits: in C++, without Python's lock.
+        self.store.get("what nobody sets")
+
+    def abort(self):
+        # Nor does NCCL let itself be aborted before it has connected.
+        self.store.get("what nobody sets")
+
+
+devices.torch_backend = lambda name, group: Waits()
+group = Group((0, 1), 0, Device("cuda", "cuda", 0), Store(store), timedelta(seconds=0.5), "g")
+cuda._nccl(group, "2.27.5")
+"""
+
+
+@pytest.mark.slow
+def test_a_process_whose_nccl_connects_for_ever_ends_by_its_error() -> None:
+    done = subprocess.run([sys.executable, "-c", NEVER_CONNECTS], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1, done.stderr
+    assert "connecting NCCL was not done within 0.5 s; ranks [1] did not begin it" in done.stderr
+    assert "nor could NCCL be aborted: it takes longer than 2 s" in done.stderr
+
+
 def test_a_rank_whose_nccl_cannot_connect_ends_the_waiting_of_all_others(
     monkeypatch: pytest.MonkeyPatch, never: threading.Event
 ) -> None:
@@ -237,141 +285,3 @@ def test_torchs_nccl_group_has_what_is_asked_of_it() -> None:
         "_end_coalescing", "_group_start", "_group_end", "abort", "shutdown",
     ):  # fmt: skip
         assert hasattr(dist.ProcessGroupNCCL, name), name
-
-
-# On hardware.
-
-
-def every_verb(shared: bool) -> None:
-    """Look at each verb, over NCCL or through host memory; and at torch's own on the tensors of the GPU."""
-    with devices.init("cuda") as world:
-        rank, size, device = world.rank, world.size, world.device
-        assert ("ranks 0 and 1 are on one GPU" in world.explain()) is shared
-        assert (type(dist.group.WORLD) is dist.ProcessGroup) is not shared
-        mine = torch.arange(4.0, device=device) + 10 * rank
-        everyone = torch.stack([torch.arange(4.0) + 10 * other for other in range(size)])
-        assert devices.all_reduce(mine).cpu().equal(everyone.sum(0))
-        assert devices.all_reduce(mine, op="max", async_op=True).result().cpu().equal(everyone.amax(0))
-        assert (
-            devices.all_reduce(mine.to(torch.int16), op="bxor")
-            .cpu()
-            .equal(everyone[0].to(torch.int16) ^ everyone[1].to(torch.int16))
-        )
-        assert devices.all_gather(mine).cpu().equal(everyone.flatten())
-        assert devices.reduce_scatter(mine, sizes=[1, 3]).cpu().equal(everyone.sum(0).split([1, 3])[rank])
-        assert devices.all_to_all(mine).cpu().equal(torch.cat([row.chunk(2)[rank] for row in everyone]))
-        assert devices.broadcast(mine, src=1).cpu().equal(everyone[1])
-        assert devices.scatter(mine if rank == 0 else None, src=0).cpu().equal(everyone[0].chunk(2)[rank])
-        assert devices.permute(mine, pairs=[(0, 1), (1, 0)]).cpu().equal(everyone[1 - rank])
-        sent = devices.send(mine, dst=1 - rank, tag=3, async_op=True)
-        assert devices.recv(torch.empty(4, device=device), src=1 - rank, tag=3).cpu().equal(everyone[1 - rank])
-        sent.wait()
-        devices.barrier()
-        assert devices.all_gather(torch.tensor([rank])).tolist() == [0, 1], "CPU tensors go over the CPU's path"
-        x = mine.clone().requires_grad_()
-        devices.all_reduce(x).sum().backward()
-        assert x.grad is not None
-        assert x.grad.tolist() == [2.0] * 4
-        dist.all_reduce(mine)
-        assert mine.cpu().equal(everyone.sum(0))
-        found: list[Any] = [None, None]
-        dist.all_gather_object(found, rank)
-        assert found == [0, 1]
-
-
-@needs_one
-def test_ranks_that_share_a_gpu_have_every_verb_on_a_gpu() -> None:
-    ranks.run(2, every_verb, True, env={"CUDA_VISIBLE_DEVICES": "0"}, timeout=300)
-
-
-@needs_two
-def test_ranks_with_a_gpu_each_have_every_verb_on_a_gpu() -> None:
-    ranks.run(2, every_verb, False, timeout=300)
-
-
-def captured(size: int) -> None:
-    with devices.init("cuda") as world:
-        x = torch.ones(8, device=world.device)
-
-        def step() -> list[torch.Tensor]:
-            work = devices.all_reduce(x, op="max", async_op=True)
-            total, whole = devices.all_reduce(x), devices.all_gather(x)
-            return [total, whole, devices.permute(x, pairs=[(0, size - 1)]), work.result()]
-
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            results = step()
-        x.fill_(3.0)
-        graph.replay()
-        torch.cuda.synchronize()
-        moved = 3.0 if world.rank == size - 1 else 0.0
-        expected = [3.0 * size] * 8, [3.0] * 8 * size, [moved] * 8, [3.0] * 8
-        assert [result.tolist() for result in results] == list(expected)
-
-
-@needs_one
-def test_verbs_of_a_world_of_one_are_captured_in_a_graph_on_a_gpu() -> None:
-    ranks.run(1, captured, 1, timeout=300)
-
-
-@needs_two
-def test_verbs_over_nccl_are_captured_in_a_graph_on_a_gpu() -> None:
-    ranks.run(2, captured, 2, timeout=300)
-
-
-def through_host_captured() -> None:
-    with devices.init("cuda") as world:
-        x = torch.ones(2, device=world.device)
-        devices.all_reduce(x)
-        with (
-            pytest.raises(UnsupportedError, match="a graph that is captured"),
-            torch.cuda.graph(torch.cuda.CUDAGraph()),
-        ):
-            devices.all_reduce(x)
-
-
-@needs_one
-def test_what_goes_through_host_memory_refuses_to_be_captured_on_a_gpu() -> None:
-    ranks.run(2, through_host_captured, env={"CUDA_VISIBLE_DEVICES": "0"}, timeout=300)
-
-
-def ordered_by_streams() -> None:
-    with devices.init("cuda") as world:
-        x = torch.zeros(1 << 20, device=world.device)
-        # Long enough that a verb which does not wait for the stream would read zeros.
-        torch.cuda._sleep(200_000_000)
-        x += world.rank + 1
-        work = devices.all_reduce(x, async_op=True)
-        other = torch.cuda.Stream()
-        with torch.cuda.stream(other):
-            total = work.result() * 1
-        other.synchronize()
-        assert total.min().item() == total.max().item() == 3.0
-
-
-@needs_two
-def test_a_verb_waits_for_the_stream_it_is_called_on_and_the_waiting_stream_for_it_on_a_gpu() -> None:
-    ranks.run(2, ordered_by_streams, timeout=300)
-
-
-@needs_one
-def test_the_example_trains_unchanged_on_a_gpu(tmp_path: Path) -> None:
-    program = [sys.executable, str(EXAMPLES / "train_gpt.py"), "--steps=20", f"--out={tmp_path}", "--sample=8"]
-    environment = {**os.environ, "DEVICES_BACKEND": "cuda"}
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    losses = json.loads((tmp_path / "losses.json").read_text())["losses"]
-    assert losses[-1] < losses[0]
-
-
-@needs_one
-def test_what_a_call_costs_is_measured_on_a_gpu() -> None:
-    program = [sys.executable, str(EXAMPLES.parent / "benchmarks" / "overhead.py"), "--cuda", "--json", "--rounds=3"]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "torch's verb over NCCL" in json.loads(done.stdout)["4"]

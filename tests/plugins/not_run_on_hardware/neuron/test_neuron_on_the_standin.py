@@ -8,7 +8,8 @@ from typing import Any
 
 import neuron_cases as cases
 import pytest
-from on_standin import on_standin, variables
+import ranks
+from on_standin import on_standin, standin, variables
 
 pytestmark = pytest.mark.slow
 
@@ -133,6 +134,20 @@ def test_two_ranks_on_one_core_are_an_error_on_every_rank_on_the_standin(env: di
 def test_two_cores_of_one_rank_are_an_error_on_every_rank_on_the_standin(env: dict[str, str]) -> None:
     answers = on_standin(cases.open_with, 2, {"NEURON_RT_VISIBLE_CORES": "0-1"}, env=env, backend="cpu")
     everyone_says(answers, "^WorldError: .*rank 0: NEURON_RT_VISIBLE_CORES='0-1' are 2 logical cores")
+
+
+def test_a_rank_that_is_killed_while_the_vendors_group_opens_is_named_on_every_other_on_the_standin(
+    env: dict[str, str],
+) -> None:
+    with standin():
+        *others, (ended, _) = ranks.outcomes(4, cases.dies_while_it_opens, 3, env=env, timeout=150, grace=100)
+    assert ended == "died"
+    for rank, (kind, answer) in enumerate(others):
+        assert kind == "returned", answer
+        error, seconds = answer
+        assert error.startswith(f"CollectiveError: rank {rank} of 4 in group "), error
+        assert "opening the process group 'neuron' failed: rank 3 died" in error
+        assert seconds < 100
 
 
 def test_a_group_that_is_not_symmetric_is_an_error_on_its_ranks_on_the_standin(

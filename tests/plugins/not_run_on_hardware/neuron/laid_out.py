@@ -1,4 +1,4 @@
-"""Machines laid out as files: those that tests/plugins/neuron/machines describes, one line for each file."""
+"""Machines laid out as files: those that the folder `machines` describes, one line for each file."""
 
 from __future__ import annotations
 

@@ -166,10 +166,10 @@ def test_a_number_of_gpus_that_cannot_be_is_a_reason(said: object) -> None:
 
 
 def test_a_probe_does_not_import_torch_and_makes_no_context() -> None:
-    folder = Path(__file__).parent
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "cuda")]
     code = f"""
 import sys
-sys.path.insert(0, {str(folder)!r})
+sys.path[:0] = {folders!r}
 from cuda_machines import machine
 from cuda_stand_in import StandIn
 from devices_cuda.presence import devices, probe
