@@ -1,4 +1,4 @@
-"""The pytest door, each time by a pytest of its own."""
+"""The pytest door, each time by a pytest of its own: a fresh one where ranks are processes, else one that is forked."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from doc_blocks import ROOT, blocks
+from forked_pytest import run_forked
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.slow
@@ -73,8 +74,10 @@ BODIES = """
 @pytest.mark.parametrize("backend", [None, "cpu"])
 def test_a_marked_test_runs_on_its_ranks(suite: pytest.Pytester, backend: str | None) -> None:
     suite.makepyfile(BODIES)
-    options = [f"--devices-backend={backend}"] if backend else []
-    result = suite.runpytest_subprocess("-v", "-rs", *options)
+    if backend:
+        result = suite.runpytest_subprocess("-v", "-rs", f"--devices-backend={backend}")
+    else:
+        result = run_forked(suite, "-v", "-rs")
     result.assert_outcomes(passed=7, skipped=1, xfailed=2)
     result.stdout.fnmatch_lines(
         [
@@ -142,7 +145,8 @@ def test_a_failure_names_its_rank_and_tells_the_assertion_as_pytest_does(
     folder = suite.mkpydir("within") if mode == "prepend" else suite.mkdir("within")
     source = FAILURES.format(options=", processes=True" if processes else "")
     (folder / "test_failing.py").write_text("\n".join(line.removeprefix("    ") for line in source.splitlines()))
-    result = suite.runpytest_subprocess(f"--import-mode={mode}", "-o", "pythonpath=.")
+    options = (f"--import-mode={mode}", "-o", "pythonpath=.")
+    result = suite.runpytest_subprocess(*options) if processes else run_forked(suite, *options)
     result.assert_outcomes(failed=5)
     said = result.stdout.str()
     for told in (
@@ -171,7 +175,7 @@ def test_a_failure_names_its_rank_and_tells_the_assertion_as_pytest_does(
 def test_what_stands_in_a_mark_is_checked(suite: pytest.Pytester) -> None:
     for number, mark in enumerate(["()", "('4')", "(0)", "(2, sed=1)", "(2, processes=True, seed=1)"]):
         suite.makepyfile(**{f"test_{number}": f"import pytest\n@pytest.mark.ranks{mark}\ndef test_it(): ..."})
-    result = suite.runpytest_subprocess()
+    result = run_forked(suite)
     result.assert_outcomes(errors=5)
     result.stdout.fnmatch_lines(
         [
@@ -212,7 +216,7 @@ def test_what_cannot_run_on_ranks_is_refused(suite: pytest.Pytester) -> None:
         def test_fixture_that_cannot_be_sent(world, request): ...
         """
     )
-    result = suite.runpytest_subprocess()
+    result = run_forked(suite)
     result.assert_outcomes(errors=4, failed=1)
     result.stdout.fnmatch_lines(
         [
@@ -264,9 +268,9 @@ def test_keywords_of_thread_ranks_are_passed_on(suite: pytest.Pytester) -> None:
     path = Path("test_keywords_of_thread_ranks_are_passed_on.py")
     text = path.read_text()
     path.write_text("target = {}\n" + text)
-    suite.runpytest_subprocess().assert_outcomes(passed=6)
+    run_forked(suite).assert_outcomes(passed=6)
     path.write_text('target = {"target": "trainium2"}\n' + text)
-    result = suite.runpytest_subprocess("--devices-target=trainium2")
+    result = run_forked(suite, "--devices-target=trainium2")
     result.assert_outcomes(passed=6)
     result.stdout.fnmatch_lines(["devices: ranks are threads, as if on target 'trainium2'"])
 
@@ -288,7 +292,7 @@ def test_a_target_of_two_kinds_has_ranks_of_both(suite: pytest.Pytester, monkeyp
             assert "one domain of nvlink-fusion (speculative)" in devices.explain()
     """)
     monkeypatch.setenv("DEVICES_ASSUME", "mixed_domain=two")
-    result = suite.runpytest_subprocess("--devices-target=trainium4-nvlink-fusion")
+    result = run_forked(suite, "--devices-target=trainium4-nvlink-fusion")
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["devices: ranks are threads, as if on target 'trainium4-nvlink-fusion' (speculative)"])
 
@@ -307,7 +311,7 @@ def test_a_target_is_not_for_processes_and_a_backend_not_for_a_target(suite: pyt
         def test_fixture(process_ranks): ...
         """
     )
-    result = suite.runpytest_subprocess("--devices-target=trainium2", "-rs", "-k", "not of_a_target")
+    result = run_forked(suite, "--devices-target=trainium2", "-rs", "-k", "not of_a_target")
     result.assert_outcomes(skipped=2, deselected=1)
     result.stdout.fnmatch_lines(
         ["SKIPPED *: process ranks do not emulate a target, and --devices-target=trainium2 is given"]
@@ -315,13 +319,13 @@ def test_a_target_is_not_for_processes_and_a_backend_not_for_a_target(suite: pyt
     result = suite.runpytest_subprocess("--devices-backend=cpu", "-rs")
     result.assert_outcomes(skipped=1, passed=2)
     result.stdout.fnmatch_lines(["SKIPPED *: is about target 'trainium3', not about backend 'cpu'"])
-    both = suite.runpytest_subprocess("--devices-target=trainium2", "--devices-backend=cpu")
+    both = run_forked(suite, "--devices-target=trainium2", "--devices-backend=cpu")
     assert both.ret == pytest.ExitCode.USAGE_ERROR
     both.stderr.fnmatch_lines(
         ["ERROR: --devices-target=trainium2 emulates and --devices-backend=cpu runs on real devices: give one of them"]
     )
     for option in ("--devices-backend=cpi", "--devices-target=trainium22"):
-        unknown = suite.runpytest_subprocess(option)
+        unknown = run_forked(suite, option)
         assert unknown.ret == pytest.ExitCode.USAGE_ERROR
         unknown.stderr.fnmatch_lines([f"ERROR: {option}: no *; did you mean '*"])
 
@@ -352,7 +356,7 @@ def test_the_limits_of_a_target_hold_for_the_suite(suite: pytest.Pytester) -> No
             dist.all_reduce(torch.ones(2, dtype=torch.float64))
         """
     )
-    result = suite.runpytest_subprocess("--devices-target=trainium2-ultraserver")
+    result = run_forked(suite, "--devices-target=trainium2-ultraserver")
     result.assert_outcomes(passed=2, failed=1, xfailed=1)
     result.stdout.fnmatch_lines(["E  *UnsupportedError: trainium2-ultraserver refuses: a world of 3 ranks: *"])
     assert "_run.py" not in result.stdout.str()
@@ -370,7 +374,7 @@ def test_a_deadlock_is_told_and_so_is_its_place(suite: pytest.Pytester) -> None:
                 devices.barrier()
         """
     )
-    result = suite.runpytest_subprocess()
+    result = run_forked(suite)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*Error: *", f"*rank 1 of 3 waits *{path.name}:7*"])
     assert "_run.py" not in result.stdout.str()
@@ -432,7 +436,7 @@ def test_a_backend_with_too_few_devices_skips_with_the_reason(
     )
     monkeypatch.setenv("PYTHONPATH", str(suite.path), prepend=os.pathsep)
     for name, found in (("absent", "0: no driver was found"), ("two", "2: two cards")):
-        result = suite.runpytest_subprocess(f"--devices-backend={name}", "-rs")
+        result = run_forked(suite, f"--devices-backend={name}", "-rs")
         result.assert_outcomes(skipped=2)
         result.stdout.fnmatch_lines(
             [f"SKIPPED *: needs 8 {name} devices, found {found}", f"SKIPPED *: needs 4 {name} devices, found {found}"],
@@ -526,8 +530,8 @@ def test_each_worker_of_xdist_has_a_server_that_ends_with_it(
 
 
 def test_help_names_the_mark_and_the_options(suite: pytest.Pytester) -> None:
-    suite.runpytest_subprocess("--markers").stdout.fnmatch_lines(["@pytest.mark.ranks(*sizes, *"])
-    suite.runpytest_subprocess("--help").stdout.fnmatch_lines(["*--devices-target=NAME*", "*--devices-backend=NAME*"])
+    run_forked(suite, "--markers").stdout.fnmatch_lines(["@pytest.mark.ranks(*sizes, *"])
+    run_forked(suite, "--help").stdout.fnmatch_lines(["*--devices-target=NAME*", "*--devices-backend=NAME*"])
 
 
 def test_the_document_runs(suite: pytest.Pytester) -> None:
