@@ -43,7 +43,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*returned a view tensor:UserWarning"),
 ]
 
-HOWS = [{}, {"seed": 1}, {"seed": 2}, {"parallel": True}]
+HOWS = [{}, {"seed": 1}, {"parallel": True}]
 
 
 # Results.
@@ -816,17 +816,17 @@ def assert_nothing_stays(counts: list[Counter[str]]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{"seed": 1}, {"parallel": True}], ids=str)
-def test_a_thousand_groups_opened_and_closed_leave_nothing(how: dict[str, Any]) -> None:
+def test_hundreds_of_groups_opened_and_closed_leave_nothing(how: dict[str, Any]) -> None:
     def opens(world: World) -> list[Counter[str]]:
         counts = []
-        for number in range(1001):
+        for number in range(301):
             group = dist.new_group([0, 1])
             dist.all_reduce(torch.ones(2), group=group)
             if number % 10 == 0:
                 devices.permute(torch.ones(2), group, pairs=[(0, 1)], async_op=True).wait()
             dist.destroy_process_group(group)
             dist.barrier()
-            if world.rank == 0 and number in (100, 1000):
+            if world.rank == 0 and number in (100, 300):
                 counts.append(alive())
             dist.barrier()
         return counts
@@ -836,11 +836,11 @@ def test_a_thousand_groups_opened_and_closed_leave_nothing(how: dict[str, Any]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{"seed": 1}, {"parallel": True}], ids=str)
-def test_a_thousand_collectives_leave_no_exports(how: dict[str, Any]) -> None:
+def test_thousands_of_collectives_leave_no_exports(how: dict[str, Any]) -> None:
     def calls(world: World) -> list[Counter[str]]:
         counts = []
         x = torch.ones(4)
-        for number in range(1001):
+        for number in range(301):
             x.fill_(1)
             dist.all_reduce(x)
             dist.broadcast(x, 0)
@@ -853,7 +853,7 @@ def test_a_thousand_collectives_leave_no_exports(how: dict[str, Any]) -> None:
             devices.reduce_scatter(x)
             devices.all_reduce(x.bfloat16(), async_op=True).wait()
             dist.barrier()
-            if world.rank == 0 and number in (100, 1000):
+            if world.rank == 0 and number in (100, 300):
                 counts.append(alive())
             dist.barrier()
         return counts

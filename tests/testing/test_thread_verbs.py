@@ -27,13 +27,13 @@ def all_right(found: list[verb_cases.Tried]) -> None:
 
 
 @pytest.mark.parametrize("section", verb_cases.SECTIONS, ids=lambda section: section.__name__)
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("ranks", [1, 2, 4, 7])
 def test_the_verbs_give_what_plain_torch_gives(section: Callable[..., None], ranks: int) -> None:
     all_right(devices.testing.run(tried, section, ranks=ranks))
 
 
 @pytest.mark.parametrize("section", verb_cases.SECTIONS, ids=lambda section: section.__name__)
-@pytest.mark.parametrize("how", [{"seed": 1}, {"seed": 2}, {"parallel": True}], ids=str)
+@pytest.mark.parametrize("how", [{"seed": 1}, {"parallel": True}], ids=str)
 def test_in_whatever_order_the_ranks_run(section: Callable[..., None], how: dict[str, Any]) -> None:
     all_right(devices.testing.run(tried, section, ranks=4, **how))
 
