@@ -1,4 +1,4 @@
-"""Seconds that no order goes below, where the rings of an axis can be on few sets of devices.
+"""What axes take at least in faster orders, where the rings of one of them can be on few sets of devices.
 
 Where they are to take little, there are not many sets of devices that one of them can be on, and few ways to cut all
 devices up into such sets. Each way leaves a smaller mesh to be laid on the sets. Which of their devices are neighbours
@@ -8,7 +8,7 @@ is not looked at: what two sets say to each other loads the links between them, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,11 +16,11 @@ import numpy as np
 from devices.topology.graph import Topology
 from devices.topology.laying_dense import members
 from devices.topology.laying_levels import Levels
-from devices.topology.rings import Axis, Cost, Floats, Loads
+from devices.topology.rings import Cost, Floats, Loads, Mask
 from devices.topology.shapes import torus_shape
 
-RINGS = 20_000
-"""So many devices are looked at to say which sets the rings of an axis can be on."""
+RINGS = 150_000
+"""So many parts of rings are looked at to say which sets of devices those of an axis can be on."""
 
 SETS = 400
 """So many such sets are kept."""
@@ -30,6 +30,8 @@ WAYS = 64
 
 STEPS = 400
 """So many steps are taken for the orders of the sets of one way."""
+
+_EQUAL = 1 + 1e-9
 
 
 class _TooManyError(Exception):
@@ -60,42 +62,49 @@ def with_cuts(topology: Topology, cost: Cost) -> Cost:
     return found
 
 
-def blocked(cost: Cost, floors: Sequence[float], limit: float) -> float:
-    """Return seconds that no order goes below, no more than a limit.
+def blocked(cost: Cost, floors: Sequence[float], limit: float) -> list[float]:
+    """Return what each axis takes at least in orders that take less than a limit; there are none if it adds up to that.
 
     Args:
         cost: what an order takes at least; it has a table of loads.
-        floors: what each axis takes at least.
+        floors: what is known of that.
         limit: more is not looked for.
     """
-    least = math.fsum(floors)
+    found = list(floors)
     axes = [place for place, axis in enumerate(cost.axes) if axis.pairs and axis.length < cost.count]
-    if not axes or least >= limit:
-        return min(least, limit)
+    rest = limit - math.fsum(floors)
+    if not axes or rest <= 0:
+        return found
     place = max(axes, key=lambda each: cost.axes[each].share)
     assert cost.loads is not None
-    try:
-        rings = _rings(cost.loads, cost.axes[place], floors[place], limit - (least - floors[place]))
-        ways = list(_ways(cost.count, rings))
-    except _TooManyError:
-        return least
+    axis, floor = cost.axes[place], floors[place]
+    pairs = np.maximum(cost.loads.links.max(2), cost.loads.alone) * (axis.flows * axis.share)
+    pairs = np.maximum(pairs + axis.steps * cost.loads.latency, floor)
+    np.fill_diagonal(pairs, math.inf)
+    rings: dict[int, float] = {}
     seen: set[tuple[float, bytes, bytes]] = set()
-    found = limit
-    for way in ways:
-        own = max(rings[each] for each in way)
-        loads = _between(cost.loads, way)
-        key = own, np.round(loads.alone, 9).tobytes(), _in_order(loads.links).tobytes()
-        if key in seen:
-            continue
-        seen.add(key)
-        found = min(found, own + _left(cost, place, loads, floors, found - own))
-        if found <= least:
-            return least
+    # All rings take less than the second level, or than the third, and so on, or than the limit.
+    for below in _levels(pairs, floor + rest):
+        try:
+            for each in _rings(pairs < below / _EQUAL, axis.length):
+                rings.setdefault(each, found[place])
+            for way in list(_ways(cost.count, rings)):
+                own = max(rings[each] for each in way)
+                loads = _between(cost.loads, way)
+                key = own, np.round(loads.alone, 12).tobytes(), _in_order(loads.links).tobytes()
+                if key in seen:
+                    continue
+                if own + _left(cost, place, loads, floors, limit - own) < limit / _EQUAL:
+                    return found
+                seen.add(key)
+        except _TooManyError:
+            return found
+        found[place] = below
     return found
 
 
 def _left(cost: Cost, place: int, loads: Loads, floors: Sequence[float], limit: float) -> float:
-    """Return what the other axes take at least on sets that the rings of one axis are on."""
+    """Return what the other axes take at least on sets that the rings of one axis are on, no more than a limit."""
     axes = [axis for at, axis in enumerate(cost.axes) if at != place]
     rest = [floor for at, floor in enumerate(floors) if at != place]
     sizes = [axis.length for axis in axes]
@@ -103,57 +112,52 @@ def _left(cost: Cost, place: int, loads: Loads, floors: Sequence[float], limit: 
     left.loads = loads
     if not any(axis.pairs for axis in left.axes):
         return 0.0
-    search = Levels(left, rest, np.empty((0, loads.count), dtype=np.int64))
-    found = search.improve(range(loads.count), STEPS, limit)[1]
-    return found if found >= limit else max(found, blocked(left, rest, limit))
+    raised = blocked(left, rest, limit)
+    if math.fsum(raised) >= limit / _EQUAL:
+        return limit
+    search = Levels(left, raised, np.empty((0, loads.count), dtype=np.int64))
+    return search.improve(range(loads.count), STEPS, seconds=limit)[1]
 
 
-def _rings(loads: Loads, axis: Axis, floor: float, limit: float) -> dict[int, float]:
-    """Return the sets of devices that a ring can be on so that it takes less than a limit, and what it takes at least.
+def _levels(pairs: Floats, limit: float) -> list[float]:
+    """Return what two neighbours can take below a limit, but for the least, and the limit."""
+    found: list[float] = []
+    for seconds in np.unique(pairs[pairs < limit / _EQUAL]).tolist():
+        if not found or seconds > found[-1] * _EQUAL:
+            found.append(seconds)
+    return [*found[1:], limit]
+
+
+def _rings(near: Mask, length: int) -> set[int]:
+    """Return the sets of devices that a ring can be on.
 
     Args:
-        loads: what each two devices load.
-        axis: its rings.
-        floor: what the axis takes at least.
-        limit: what it takes less than.
+        near: which devices may be neighbours.
+        length: how many are in a ring.
     """
-    pairs = np.maximum(loads.links.max(2), loads.alone) * (axis.flows * axis.share) + axis.steps * loads.latency
-    np.fill_diagonal(pairs, math.inf)
-    near = [sum(1 << at for at in np.flatnonzero(row).tolist()) for row in pairs < limit * (1 - 1e-9)]
+    count = len(near)
+    beside = [sum(1 << at for at in np.flatnonzero(row).tolist()) for row in near]
     # From each device, those that are so many steps away at the most.
-    within = [[1 << at for at in range(loads.count)], near]
-    while len(within) < axis.length:
-        within.append([_union(near, before) | before for before in within[-1]])
-    found: dict[int, float] = {}
+    within = [[1 << at for at in range(count)], beside]
+    while len(within) < length:
+        within.append([_union(beside, before) | before for before in within[-1]])
+    found: set[int] = set()
     looked = 0
-
-    def add(ring: list[int]) -> None:
-        following = [*ring[1:], ring[0]]
-        busiest = float(loads.links[ring, following].sum(0).max())
-        alone = float(loads.alone[ring, following].max()) * axis.flows
-        seconds = max(busiest, alone) * axis.share + axis.steps * float(loads.latency[ring, following].max())
-        if seconds < limit * (1 - 1e-9):
-            inside = sum(1 << device for device in ring)
-            found[inside] = min(found.get(inside, math.inf), max(floor, seconds))
-            if len(found) > SETS:
-                raise _TooManyError
-
-    def walk(ring: list[int], free: int) -> None:
-        nonlocal looked
-        for device in members(near[ring[-1]] & free & within[axis.length - len(ring)][ring[0]]):
-            looked += 1
+    for first in range(count):
+        # The sets of devices of a part of a ring that begins at its first, each with the last of them.
+        parts = {(1 << first, first)}
+        for many in range(1, length):
+            longer = set()
+            for inside, last in parts:
+                for device in members(beside[last] & ~inside & within[length - many][first] & -2 << first):
+                    longer.add((inside | 1 << device, device))
+            parts = longer
+            looked += len(parts)
             if looked > RINGS:
                 raise _TooManyError
-            ring.append(device)
-            if len(ring) < axis.length:
-                walk(ring, free & ~(1 << device))
-            # Of the two ways round one is enough.
-            elif near[device] >> ring[0] & 1 and device >= ring[1]:
-                add(ring)
-            ring.pop()
-
-    for first in range(loads.count):
-        walk([first], -2 << first)
+        found.update(inside for inside, last in parts if beside[last] >> first & 1)
+        if len(found) > SETS:
+            raise _TooManyError
     return found
 
 
@@ -164,7 +168,7 @@ def _union(near: Sequence[int], chosen: int) -> int:
     return found
 
 
-def _ways(count: int, sets: Sequence[int] | dict[int, float]) -> Iterator[list[int]]:
+def _ways(count: int, sets: Iterable[int]) -> Iterator[list[int]]:
     """Yield the ways to cut all devices up into some of the sets."""
     by_first: list[list[int]] = [[] for _ in range(count)]
     for each in sets:

@@ -20,8 +20,8 @@ PLACES = 1_000, 3_000
 PARTS = 5_000, 50_000
 """So many places are looked at for the domains of 64 devices, of fewer more; the latter where all are as near."""
 
-STEPS = 1_900
-"""So many steps a search through 64 devices takes; through fewer, which takes less for each, more."""
+STEPS = 650, 1_700
+"""So many steps a search through 64 devices takes, levels apart and together; fewer devices, which take less, more."""
 
 _EQUAL = 1 + 1e-9
 
@@ -55,14 +55,16 @@ def improved(
         best = _exchanged(best, cost)
         return best, bound, cost.of(best) <= bound * _EQUAL
     cut = with_cuts(topology, cost)
-    bound = max(bound, blocked(cut, bounds.by_axis, cost.of(best)))
+    floors = blocked(cut, bounds.by_axis, cost.of(best))
+    bound = max(bound, sum(floors))
     if cost.of(best) <= bound * _EQUAL:
-        return best, bound, True
+        return best, cost.of(best), True
     changing = moves(topology, cost.loads, [[each.members for each in level] for level in bounds.levels])
-    floors = raised(cost, bounds.by_axis, best, changing)
+    floors = raised(cost, floors, best, changing)
     bound = max(bound, sum(floors))
     if cost.of(best) > bound * _EQUAL:
-        best, least = Levels(cost, floors, changing).improve(best, STEPS * 64 // min(max(cost.count, 16), 64))
+        apart, together = (steps * 64 // min(max(cost.count, 16), 64) for steps in STEPS)
+        best, least = Levels(cost, floors, changing).improve(best, apart, together)
         bound = max(bound, least)
     if cost.of(best) > bound * _EQUAL:
         best, is_proven = search.improve(best, bound, PLACES[1])

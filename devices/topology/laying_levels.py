@@ -26,9 +26,6 @@ FIRST = 20
 MORE = 4
 """So many times as many steps are taken for each of the two."""
 
-APART = 8
-"""One of so many steps is taken for levels apart from each other, the others for all together."""
-
 ALONE = 100
 """So many steps are taken to know what 64 devices take at least for one axis alone."""
 
@@ -92,7 +89,7 @@ def raised(cost: Cost, floors: Sequence[float], order: Sequence[int], moves: Num
         alone.loads = cost.loads
         search = Levels(alone, [0.0, found[place]], moves, axis.length)
         steps = ALONE * 64 // max(16, cost.count)
-        found[place] = max(found[place], search.improve(range(cost.count), steps, seconds)[1])
+        found[place] = max(found[place], search.improve(range(cost.count), steps, seconds=seconds)[1])
     return found
 
 
@@ -151,26 +148,28 @@ class Levels:
                 levels.append(seconds)
         return levels, [(pairs <= level * (1 + 1e-9)).astype(np.float32) for level in levels]
 
-    def improve(self, order: Sequence[int], steps: int, seconds: float | None = None) -> tuple[tuple[int, ...], float]:
+    def improve(
+        self, order: Sequence[int], steps: int, together: int = 0, *, seconds: float | None = None
+    ) -> tuple[tuple[int, ...], float]:
         """Return the fastest order that is found, and seconds that none goes below.
 
         Args:
             order: one that is known.
-            steps: how many may be taken.
+            steps: how many may be taken for levels apart from each other.
+            together: how many more for those that are left, all together.
             seconds: what it takes; None for what is counted.
         """
         self._order = tuple(order)
         self._seconds = self._cost.of(order) if seconds is None else seconds
         highest = tuple(len(levels) - 1 for levels in self._levels)
-        wide, left = self._apart(_Box(0.0, (0,) * len(highest), highest), steps // APART)
-        open_ = [box for each in wide if (box := self._shrunk(each)) is not None]
+        whole = _Box(0.0, (0,) * len(highest), highest)
+        apart, self._left = self._apart(whole, steps)
+        open_ = [box for each in apart if (box := self._shrunk(each)) is not None]
         bound = min([box.seconds for box in open_], default=math.inf)
         if open_:
-            lowest = tuple(map(min, zip(*(box.lowest for box in open_), strict=True)))
-            highest = tuple(map(max, zip(*(box.highest for box in open_), strict=True)))
-            self._left = steps - steps // APART + left
+            self._left += together
             try:
-                while (box := self._shrunk(_Box(0.0, lowest, highest))) is not None and self._faster(box):
+                while (box := self._shrunk(whole)) is not None and self._faster(box):
                     continue
                 bound = math.inf
             except _OutOfStepsError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import final
@@ -85,6 +86,7 @@ class Paths:
         )
         """The bandwidth of the fastest link of the device whose fastest is the slowest."""
         self._distances: dict[int, tuple[list[int], list[int]]] = {}
+        self._next: dict[int, dict[int, list[tuple[int, int]]]] = {}
         self._found: dict[tuple[int, int], Way] = {}
 
     @property
@@ -101,6 +103,7 @@ class Paths:
 
     def _look(self, source: int, target: int) -> Way:
         hops, slowness = self._to(target)
+        nearer_to = self._next.setdefault(target, {})
         shares = {source: 1.0}
         # Of a message, at each node: what it has taken to the last device, and on the first link from there.
         taken = {source: (0.0, 0.0)}
@@ -111,13 +114,9 @@ class Paths:
             reached: dict[int, tuple[float, float]] = {}
             slowest = 0.0
             for node, share in shares.items():
-                nearer = [
-                    (link, end)
-                    for link, end in self._leaving[node]
-                    if hops[end] == hops[node] - 1 and slowness[end] + self._slowness[link] == slowness[node]
-                ]
-                first = min(self._axis(node, end) for _, end in nearer)
-                nearer = [(link, end) for link, end in nearer if self._axis(node, end) == first]
+                if node not in nearer_to:
+                    nearer_to[node] = self._nearer(node, hops, slowness)
+                nearer = nearer_to[node]
                 before, since = taken[node]
                 for link, end in nearer:
                     part = share / len(nearer)
@@ -130,6 +129,16 @@ class Paths:
             shares, taken = following, reached
             latency += slowest
         return Way(hops[source], latency, tuple(found.items()), taken[target][0])
+
+    def _nearer(self, node: int, hops: Sequence[int], slowness: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the links that bytes go by from a node, each with where it ends."""
+        nearer = [
+            (link, end)
+            for link, end in self._leaving[node]
+            if hops[end] == hops[node] - 1 and slowness[end] + self._slowness[link] == slowness[node]
+        ]
+        first = min(self._axis(node, end) for _, end in nearer)
+        return [(link, end) for link, end in nearer if self._axis(node, end) == first]
 
     def _axis(self, one: int, other: int) -> int:
         """Return the axis of a torus along which two neighbours lie; 0 on what is none."""
