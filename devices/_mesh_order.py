@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
 from devices import _collectives
 from devices._backend import Backend
-from devices.errors import DevicesError, MeshError
+from devices.errors import DevicesError, MeshError, TopologyError
+from devices.topology.graph import Topology
 from devices.topology.laying import layout
-
-if TYPE_CHECKING:
-    from devices.topology.graph import Topology
 
 
 def order_on(
     topology: Topology, axes: Mapping[str, int], size: int, traffic: Mapping[str, int | float] | None
 ) -> tuple[int, ...]:
     """Return the ranks in the order of the mesh's places, rank r being that of the topology's device r."""
+    if not isinstance(topology, Topology):
+        said = repr(topology) if isinstance(topology, str) else f"an object of type {type(topology).__name__}"
+        raise TopologyError(
+            f"the topology of a mesh is a devices.topology.Topology of {size} devices, got {said}; of_target(name) of "
+            "devices.topology makes one of a target of the catalogue, its part(number) one of a cluster's members, and "
+            "read(file) reads one"
+        )
     if len(topology.devices) != size:
         raise MeshError(f"{topology} has {len(topology.devices)} devices, and the world has {size} ranks")
     return layout(topology, axes, traffic).order

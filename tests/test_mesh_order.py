@@ -8,7 +8,7 @@ from devices import Backend, Capabilities, Communicator, Device, Group, Probe
 from devices._mesh_order import order_here
 from devices.errors import MeshError, TopologyError
 from devices.testing import run
-from devices.topology import Link, Node, Topology, both, machines, ring
+from devices.topology import Link, Node, Topology, both, machines, of_target, ring
 
 # Ranks 0 and 2 are on one machine, 1 and 3 on the other.
 CROSSED = Topology(
@@ -58,6 +58,23 @@ def test_a_topology_of_other_devices_is_refused() -> None:
             world.mesh({"dp": 1}, topology=ring(2, 1))
         with pytest.raises(TopologyError, match="bandwidth"):
             world.mesh({"dp": 1}, topology=Topology([Node("a"), Node("s", "switch")], both(Link("a", "s"))))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("ring", "got 'ring'"),
+        (3, "got an object of type int"),
+        (of_target("trainium3-ultracluster"), "got an object of type Cluster"),
+    ],
+    ids=["text", "number", "cluster"],
+)
+def test_what_is_no_topology_is_refused_with_what_makes_one(given: object, said: str) -> None:
+    with (
+        devices.init("cpu") as world,
+        pytest.raises(TopologyError, match=f"a mesh is .* of 1 devices, {said}; of_target"),
+    ):
+        world.mesh({"dp": 1}, topology=given)
 
 
 class Known(Backend):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from devices.catalogue.assembly import assemble
@@ -92,8 +93,8 @@ class Catalogue:
             return self._entry(name)
         known = self._by_alias()
         if name not in known:
-            there = ", ".join(self.names())
-            raise TargetNotFoundError(f"no target named {name!r}{did_you_mean(name, known)} (there are {there})")
+            lists = f"`devices catalogue` lists all {len(self.names())}, as devices.catalogue.names() does"
+            raise TargetNotFoundError(f"no target named {name!r}{_nearest(str(name), known)}; {lists}")
         return known[name]
 
     def _by_alias(self) -> dict[str, Entry]:
@@ -123,6 +124,12 @@ class Catalogue:
                 entry.file, "", key, f"{name!r} is speculative, and so must be what is made of it: speculative = true"
             )
         return found
+
+
+def _nearest(asked: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'a' or 'b'?" for the names that are nearest, at most three."""
+    near = difflib.get_close_matches(asked, list(known))
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def _files(folder: Folder) -> dict[Path, str | None]:

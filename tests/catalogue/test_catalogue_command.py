@@ -94,7 +94,7 @@ def test_what_is_speculative_says_so_and_shows_what_is_assumed(run) -> None:  # 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("show", "trainum3"), "no target named 'trainum3'; did you mean 'trainium3'?"),
+        (("show", "trainum3"), "no target named 'trainum3'; did you mean 'trainium3'"),
         (("trainium3",), "`devices catalogue show trainium3` prints that target"),
         (("shwo", "trainium3"), "did you mean 'show'?"),
         (("show",), "`show` takes the name of one target, and got 0"),
