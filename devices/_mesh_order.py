@@ -14,7 +14,7 @@ from devices.topology.laying import layout
 
 
 def order_on(
-    topology: Topology, axes: Mapping[str, int], size: int, traffic: Mapping[str, int | float] | None
+    topology: object, axes: Mapping[str, int], size: int, traffic: Mapping[str, int | float] | None
 ) -> tuple[int, ...]:
     """Return the ranks in the order of the mesh's places, rank r being that of the topology's device r."""
     if not isinstance(topology, Topology):

@@ -112,7 +112,11 @@ def bound(topology: Topology, verb: str, root: int = 0) -> Bound:
     """
     if verb not in VERBS:
         raise TopologyError(f"no bound for {verb!r}{did_you_mean(str(verb), VERBS)}; known: {', '.join(VERBS)}")
-    capacities = Capacities.of(topology)
+    return bound_on(topology, Capacities.of(topology), verb, root)
+
+
+def bound_on(topology: Topology, capacities: Capacities, verb: str, root: int) -> Bound:
+    """Return the least time of a verb on a topology whose capacities are there already."""
     size = len(capacities.endpoints)
     has_root = verb in ("broadcast", "reduce")
     if has_root and not 0 <= root < size:

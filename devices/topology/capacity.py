@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from typing import final
+from typing import Any, final
 
 from devices.topology.graph import Topology
 
@@ -30,6 +30,8 @@ class Capacities:
     arcs: dict[tuple[int, int], int]
     unit: Fraction
     colours: tuple[int, ...]
+    known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What was found out about it, so that it is not looked for twice."""
 
     @staticmethod
     def of(topology: Topology) -> Capacities:
@@ -70,6 +72,10 @@ class Capacities:
 
     def reversed(self) -> Capacities:
         """Return the same with every arc the other way."""
+        return self._reversed
+
+    @cached_property
+    def _reversed(self) -> Capacities:
         arcs = {(target, source): capacity for (source, target), capacity in self.arcs.items()}
         return Capacities(self.size, self.endpoints, arcs, self.unit, self.colours)
 

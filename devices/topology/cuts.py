@@ -28,6 +28,14 @@ def worst_for_gathering(capacities: Capacities, weights: Mapping[int, int]) -> t
         capacities: the graph, of at least two endpoints.
         weights: how much each endpoint contributes.
     """
+    asked = "gathering", tuple(weights.items())
+    if asked not in capacities.known:
+        capacities.known[asked] = _worst_for_gathering(capacities, weights)
+    found: tuple[Fraction, Inside] = capacities.known[asked]
+    return found
+
+
+def _worst_for_gathering(capacities: Capacities, weights: Mapping[int, int]) -> tuple[Fraction, Inside]:
     total = sum(weights.values())
     marks = [0] * capacities.size
     for node, weight in weights.items():
@@ -57,6 +65,14 @@ def worst_for_gathering(capacities: Capacities, weights: Mapping[int, int]) -> t
 
 def worst_for_one(capacities: Capacities, root: int) -> tuple[int, Inside]:
     """Return the least capacity between a root and any endpoint, and the cut that it is of."""
+    asked = "one", root
+    if asked not in capacities.known:
+        capacities.known[asked] = _worst_for_one(capacities, root)
+    found: tuple[int, Inside] = capacities.known[asked]
+    return found
+
+
+def _worst_for_one(capacities: Capacities, root: int) -> tuple[int, Inside]:
     marks = [int(node == root) for node in range(capacities.size)]
     sinks = [
         node for node in _representatives(capacities.endpoints, symmetry(capacities, marks)) if node != root
@@ -111,6 +127,14 @@ def best_shares(capacities: Capacities, signed: bool = False, backwards: bool = 
         signed: whether shares below 0 count too: then `parts` are all endpoints, which bounds any all-reduce.
         backwards: whether the last endpoints are looked at first; others may then have the larger shares.
     """
+    asked = "shares", signed, backwards
+    if asked not in capacities.known:
+        capacities.known[asked] = _best_shares(capacities, signed, backwards)
+    known: Shares = capacities.known[asked]
+    return known
+
+
+def _best_shares(capacities: Capacities, signed: bool, backwards: bool) -> Shares:
     found = symmetry(capacities)
     groups: dict[int, list[int]] = {}
     for node in capacities.endpoints:

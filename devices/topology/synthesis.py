@@ -15,9 +15,10 @@ from devices.algorithms.schedule import Recv, Schedule
 from devices.errors import TopologyError, did_you_mean
 from devices.topology import programs
 from devices.topology.alike import alike_forest
-from devices.topology.bounds import VERBS, Bound, bound
+from devices.topology.bounds import VERBS, Bound, bound_on
 from devices.topology.capacity import Capacities
 from devices.topology.cuts import Shares, best_shares, worst_for_gathering, worst_for_one
+from devices.topology.direct import direct
 from devices.topology.exchange import exchanged
 from devices.topology.forest import Forest, Path
 from devices.topology.graph import Topology
@@ -25,6 +26,7 @@ from devices.topology.grown import grown_forest
 from devices.topology.orientation import oriented
 from devices.topology.packing import packed_forest
 from devices.topology.programs import Route
+from devices.topology.spanning import spanning_forest
 from devices.topology.translations import translations
 
 EXACT = 64
@@ -125,8 +127,8 @@ def synthesize(topology: Topology, verb: str, root: int = 0) -> Plan:
     """
     if verb not in VERBS:
         raise TopologyError(f"no schedule for {verb!r}{did_you_mean(str(verb), VERBS)}; known: {', '.join(VERBS)}")
-    least = bound(topology, verb, root)
     capacities = Capacities.of(topology)
+    least = bound_on(topology, capacities, verb, root)
     size = len(capacities.endpoints)
     rooted = root if verb in ("broadcast", "reduce") else None
     even = dict.fromkeys(capacities.endpoints, Fraction(1, size))
@@ -170,6 +172,8 @@ def _for_all_reduce(capacities: Capacities) -> tuple[dict[int, Fraction], Forest
     if not capacities.is_symmetric:
         shares = best_shares(capacities).shares
         return shares, _forest(capacities.reversed(), shares), _forest(capacities, shares)
+    if len(capacities.endpoints) > EXACT:
+        return _for_all_reduce_of_many(capacities)
     found: list[tuple[dict[int, Fraction], Forest]] = []
     moved = translations(capacities) if len(capacities.endpoints) > SMALL else None
     for signed in _signed_shares(capacities):
@@ -185,6 +189,25 @@ def _for_all_reduce(capacities: Capacities) -> tuple[dict[int, Fraction], Forest
     found.append((shares, _forest(capacities, shares)))
     shares, forest = min(found, key=lambda each: _both_ways(each[1]).time(capacities.arcs))
     return shares, forest, forest
+
+
+def _for_all_reduce_of_many(capacities: Capacities) -> tuple[dict[int, Fraction], Forest, Forest]:
+    """Return the same where there are many endpoints, on cables as fast one way as the other."""
+    signed = best_shares(capacities, signed=True)
+    moved = translations(capacities)
+    best: Forest | None = None
+    if (ways := oriented(capacities, signed, moved)) is not None:
+        shares, graph, time = ways
+        best = _alike(graph, shares, time)
+        if best is not None and _is_enough(best, graph, time):
+            return shares, best, best
+    found = spanning_forest(direct(capacities), float(2 * signed.time))
+    if best is not None and _both_ways(best).time(capacities.arcs) <= _both_ways(found).time(capacities.arcs):
+        return shares, best, best
+    carried = dict.fromkeys(capacities.endpoints, 0)
+    for root, units in zip(found.roots.tolist(), found.units, strict=True):
+        carried[capacities.endpoints[root]] += units
+    return {node: Fraction(units, found.total) for node, units in carried.items()}, found, found
 
 
 def _signed_shares(capacities: Capacities) -> Iterator[Shares]:
@@ -209,24 +232,29 @@ def _both_ways(forest: Forest) -> Forest:
 def _forest(capacities: Capacities, shares: Mapping[int, Fraction], time: Fraction | None = None) -> Forest:
     if time is None:
         time = _least_time(capacities, shares)
-    best: Forest | None = None
+    best = _alike(capacities, shares, time)
+    if best is not None and _is_enough(best, capacities, time):
+        return best
     size = len(capacities.endpoints)
-    moved = translations(capacities)
-    if moved is not None and (moved.blocks == 1 or size > SMALL) and moved.blocks <= BLOCKS:
-        values = [shares[node] for node in capacities.endpoints]
-        if all(len(set(values[start : start + moved.count])) == 1 for start in range(0, size, moved.count)):
-            best = alike_forest(capacities, moved, shares, time)
-            if _is_enough(best, capacities, time):
-                return best
-    if size > EXACT:
-        found = grown_forest(capacities, shares)
-        return found if best is None or found.time(capacities.arcs) < best.time(capacities.arcs) else best
-    # The first is enough unless more enters a switch than leaves it, or less.
-    for longer in LONGER if size <= SMALL else LONGER[:1]:
-        with contextlib.suppress(TopologyError):
-            return packed_forest(capacities, shares, time * longer)
+    if size <= EXACT:
+        # The first is enough unless more enters a switch than leaves it, or less.
+        for longer in LONGER if size <= SMALL else LONGER[:1]:
+            with contextlib.suppress(TopologyError):
+                return packed_forest(capacities, shares, time * longer)
     found = grown_forest(capacities, shares)
     return found if best is None or found.time(capacities.arcs) < best.time(capacities.arcs) else best
+
+
+def _alike(capacities: Capacities, shares: Mapping[int, Fraction], time: Fraction) -> Forest | None:
+    """Return trees that are moved to all devices that are alike; None where few are, or their shares are not."""
+    size = len(capacities.endpoints)
+    moved = translations(capacities)
+    if moved is None or moved.blocks > BLOCKS or (moved.blocks > 1 and size <= SMALL):
+        return None
+    values = [shares[node] for node in capacities.endpoints]
+    if any(len(set(values[start : start + moved.count])) > 1 for start in range(0, size, moved.count)):
+        return None
+    return alike_forest(capacities, moved, shares, time)
 
 
 def _is_enough(forest: Forest, capacities: Capacities, time: Fraction) -> bool:

@@ -168,6 +168,41 @@ def test_a_large_graph_in_which_nothing_is_alike_still_gets_a_plan() -> None:
         assert plan.ratio > 0.9
 
 
+def damaged(whole: Topology, gone: int = -1, slow: int = -1) -> Topology:
+    """Return a topology without one of its cables, or with one that has half of its bandwidth."""
+    links = []
+    for link in whole.links:
+        ends = {link.source, link.target}
+        if gone >= 0 and ends == {whole.links[gone].source, whole.links[gone].target}:
+            continue
+        is_slow = slow >= 0 and ends == {whole.links[slow].source, whole.links[slow].target}
+        links.append(dataclasses.replace(link, bandwidth=link.bandwidth / 2) if is_slow and link.bandwidth else link)
+    return Topology(whole.nodes, links)
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [
+        damaged(torus((5, 5, 3), 50), gone=7),
+        damaged(torus((4, 17), 50, wrap=False), slow=9),
+        damaged(machines(9, 8, 450, 50), slow=-1 + len(machines(9, 8, 450, 50).links)),
+        damaged(rails(9, 8, 450, 50), slow=5),
+        damaged(fat_tree(9, 8, 4, 50), slow=11),
+    ],
+    ids=["torus", "grid", "machines", "rails", "fat tree"],
+)
+def test_an_all_reduce_is_near_its_bound_where_one_cable_of_many_is_damaged(topology: Topology) -> None:
+    plan = synthesize(topology, "all_reduce")
+    assert 0.995 <= plan.ratio <= 1
+    assert sum(plan.shares) == 1
+    assert all(share >= 0 for share in plan.shares)
+
+
+def test_an_all_reduce_on_a_damaged_cluster_is_right() -> None:
+    plan = synthesize(damaged(machines(9, 8, 450, 50), slow=5), "all_reduce")
+    assert reached(plan) <= 1 / plan.bound.check()
+
+
 @pytest.mark.slow
 def test_512_chips_are_filled() -> None:
     plan = synthesize(torus((8, 8, 8), 50), "all_gather")

@@ -1,0 +1,140 @@
+"""Trees for an all_reduce on cables that are as fast both ways: data comes back where it went, so no way matters.
+
+Each tree is one of those that use the emptiest cables, all taken together, the nearer ones to its root first. The last
+ones carry less, and fill what the others left uneven.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from devices.topology.direct import Direct
+from devices.topology.forest import Forest
+
+TREES = ((192, 32), (64, 16), (64, 8), (64, 4), (64, 2), (64, 1))
+"""How many trees there are, and how much each carries."""
+
+
+def spanning_forest(links: Direct, time: float) -> Forest:
+    """Return a forest whose trees share the cables as evenly as can be, data going both ways.
+
+    Args:
+        links: each followed by its reverse.
+        time: the least that could be, for each unit of capacity and all data being 1.
+    """
+    growth = _Growth(links, time)
+    # The order among cables that are alike in all else: any, but the same each time.
+    chance = np.random.default_rng(0)
+    units = [some for count, some in TREES for _ in range(count)]
+    roots = np.empty(len(units), dtype=np.int64)
+    table = np.full((len(units), links.size), -1, dtype=np.int64)
+    starts = np.resize(chance.permutation(links.size), len(units)).tolist()
+    for tree, (some, start) in enumerate(zip(units, starts, strict=True)):
+        roots[tree], table[tree] = _hung(links, growth.chosen(some, start, chance), start)
+    return links.forest(roots, units, table)
+
+
+class _Growth:
+    """How full the cables are while one tree after the other is added."""
+
+    def __init__(self, links: Direct, time: float) -> None:
+        self.size = links.size
+        self.time = time
+        self.total = 0
+        self.ones, self.others = links.sources[::2], links.targets[::2]
+        self.distances = links.distances
+        table, self.rates = links.arcs
+        self.table = table[::2]
+        last = len(self.rates) - 1
+        self.arcs = [[arc for arc in row if arc != last] for row in self.table.tolist()]
+        self.listed_rates = self.rates.tolist()
+        self.mean = float(self.rates[:-1].mean())
+        self.loads = [0.0] * len(self.rates)
+
+    def chosen(self, some: int, start: int, chance: np.random.Generator) -> list[int]:
+        """Return the emptiest cables that join all devices, and load them.
+
+        Args:
+            some: what they are to carry.
+            start: of cables that are as full as each other those are taken first that are nearer to it.
+            chance: orders what is alike.
+        """
+        near = np.minimum(self.distances[start, self.ones], self.distances[start, self.others])
+        order = np.lexsort((chance.random(len(near)), near))
+        above = list(range(self.size))
+        found: list[int] = []
+        self.total += some
+        # As full as all may be by now.
+        allowed = self.total * self.time
+        loads, rates, arcs = self.loads, self.listed_rates, self.arcs
+        while len(found) < self.size - 1:
+            full = ((np.array(loads) + some) / self.rates)[self.table[order]].max(axis=1)
+            turns = np.argsort(np.round(full * (2 * self.mean / some)), kind="stable")
+            order, limits = order[turns], np.maximum(full[turns], allowed).tolist()
+            later = []
+            ends = self.ones[order].tolist(), self.others[order].tolist()
+            for cable, limit, one, other in zip(order.tolist(), limits, *ends, strict=True):
+                while above[one] != one:
+                    above[one] = one = above[above[one]]
+                while above[other] != other:
+                    above[other] = other = above[above[other]]
+                if one == other:
+                    continue
+                own = arcs[cable]
+                # What has become fuller by others of this tree waits until all that are emptier have had their turn.
+                if len(own) > 1 and max([(loads[arc] + some) / rates[arc] for arc in own]) > limit:
+                    later.append(cable)
+                    continue
+                above[one] = other
+                found.append(cable)
+                for arc in own:
+                    loads[arc] += some
+                if len(found) == self.size - 1:
+                    break
+            order = np.array(later, dtype=np.int64)
+        return found
+
+
+def _hung(links: Direct, chosen: list[int], start: int) -> tuple[int, list[int]]:
+    """Return the middle of a tree, and for each rank the link that enters it from there."""
+    around: list[list[tuple[int, int]]] = [[] for _ in range(links.size)]
+    ones, others = links.sources[::2][chosen].tolist(), links.targets[::2][chosen].tolist()
+    for cable, one, other in zip(chosen, ones, others, strict=True):
+        around[one].append((other, 2 * cable))
+        around[other].append((one, 2 * cable + 1))
+    # The last that is reached from anywhere is one end of a longest path.
+    *_, (end, _) = _walk(around, start)
+    entering = [-1] * links.size
+    far = end
+    for rank, link in _walk(around, end):
+        entering[rank] = link
+        far = rank
+    length = 0
+    rank = far
+    while rank != end:
+        rank = int(links.sources[entering[rank]])
+        length += 1
+    for _ in range(length // 2):
+        far = int(links.sources[entering[far]])
+    for rank, link in _walk(around, far):
+        entering[rank] = link
+    return far, entering
+
+
+def _walk(around: list[list[tuple[int, int]]], root: int) -> Iterator[tuple[int, int]]:
+    """Yield each rank, the nearest first, and the link that enters it."""
+    seen = [False] * len(around)
+    seen[root] = True
+    frontier = [root]
+    yield root, -1
+    while frontier:
+        reached = []
+        for rank in frontier:
+            for other, link in around[rank]:
+                if not seen[other]:
+                    seen[other] = True
+                    reached.append(other)
+                    yield other, link
+        frontier = reached
