@@ -7,8 +7,9 @@ import torch.distributed as dist
 from devices.c10d.lanes import Lanes, lanes_of
 from devices.calls.groups import GroupLike, own_verbs, process_group
 from devices.domains.predicted import of_topology, on_this_host
+from devices.domains.vendors import KNOWN
 from devices.fabric.host.communicator import SharedMemoryCommunicator
-from devices.roster.answers import topology_of
+from devices.roster.answers import capabilities_of, topology_of
 
 _NOT_OURS = "not predicted: the group is torch's own; devices.topology.predict predicts for a target of the catalogue"
 
@@ -21,13 +22,22 @@ def explain_group(group: GroupLike) -> str:
     members = dist.get_process_group_ranks(found)
     ranks = ", ".join(map(str, members))
     lines = [f"group {found.group_name!r} of ranks {ranks}: {note or 'nothing carries a group of one'}"]
-    if lanes is not None and lanes.mixed is not None:
-        lines += [f"  {said}" for said in lanes.mixed.vendors.lacks_by_ranks(members)]
+    lines += lacking(lanes) if lanes is not None else []
     verbs = own_verbs(group)
     lines += [f"  {verb}: {way}" for verb, way in verbs.ways.items()]
     if len(members) > 1:
         lines.append(f"  {verbs.predicted or (_predicted(lanes, len(members)) if lanes is not None else _NOT_OURS)}")
     return "\n".join(lines)
+
+
+def lacking(lanes: Lanes) -> list[str]:
+    """Return, in words, which dtypes a group's ranks have not; where they are not alike, which some have not."""
+    if lanes.mixed is not None:
+        return [f"  {said}" for said in lanes.mixed.vendors.lacks_by_ranks(lanes.group.ranks)]
+    has = capabilities_of(lanes.choice.backend, lanes.group.device).dtypes
+    # A device that says nothing of dtypes has whatever there is.
+    without = sorted(KNOWN - {str(dtype).removeprefix("torch.") for dtype in has}) if has else []
+    return [f"  not on {lanes.choice.backend.name}: {', '.join(without)}"] if without else []
 
 
 def _predicted(lanes: Lanes, ranks: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
@@ -71,13 +72,16 @@ class Observer:
 
     Each method is called on the thread of the rank that makes the call, and with ranks or calls on several threads on
     several at once. What `opening` or `called` raises refuses the call, before anything is sent, and the program gets
-    it. An asynchronous call that nobody waits for ends unheard.
+    it; so is a world refused by `needs`. An asynchronous call that nobody waits for ends unheard.
 
     Attributes:
         is_innermost_only: of several observers of one class that has this, only that which came last is told.
     """
 
     is_innermost_only: ClassVar[bool] = False
+
+    def needs(self, dtypes: Sequence[str]) -> None:
+        """Hear that a world is about to be opened whose program needs dtypes of these names, "float64" one of them."""
 
     def opening(self, group: Group, *, is_world: bool) -> None:
         """Hear that a group is about to be opened."""

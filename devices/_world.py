@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
@@ -17,7 +17,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from devices import _autoload, _choice, _observing, _torch_groups
-from devices._explain import explain_group
+from devices._backend import Group
+from devices._explain import explain_group, lacking
 from devices._mesh import mesh_shape
 from devices._mesh_order import order_here, order_on
 from devices._open import my_device
@@ -34,9 +35,10 @@ from devices.errors import (
     WorldError,
 )
 from devices.fabric.host import open_here
+from devices.meeting.dtypes import check_dtypes, names_of
 from devices.meeting.launch import launch
 from devices.meeting.rendezvous import keep, shared_store, tell_the_other_first
-from devices.meeting.roll_call import call_the_roll, check_alone, remember_world
+from devices.meeting.roll_call import call_the_roll, check_alone, gone_from_world, remember_world
 from devices.meeting.secret import authenticate, authentication, secret
 
 if TYPE_CHECKING:
@@ -166,7 +168,8 @@ class World:
         """Return which backend was chosen and why, how the ranks found each other, and what carries their messages."""
         lanes = lanes_of(_default_group()) if self._is_open else None
         carried = f"; {lanes.note}" if lanes is not None and lanes.note else ""
-        return f"{self._choice}\nrank {self.rank} of {self.size} on {self.device}: {self._note}{carried}"
+        lines = [f"{self._choice}\nrank {self.rank} of {self.size} on {self.device}: {self._note}{carried}"]
+        return "\n".join([*lines, *(lacking(lanes) if lanes is not None else [])])
 
     @property
     def _is_open(self) -> bool:
@@ -193,7 +196,7 @@ class World:
         return f"World(rank={self.rank}, size={self.size}, backend={self.backend!r}, device={self.device}{state})"
 
 
-def init(backend: str = "auto", *, timeout: timedelta | float = 600.0) -> World:
+def init(backend: str = "auto", *, timeout: timedelta | float = 600.0, dtypes: Iterable[torch.dtype] = ()) -> World:
     """Open the world and return it.
 
     The ranks are those of torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or this process
@@ -203,9 +206,12 @@ def init(backend: str = "auto", *, timeout: timedelta | float = 600.0) -> World:
         backend: a backend's name, or "auto" for the best that is present; see `explain`. The variable
             DEVICES_BACKEND, when set, is what "auto" means.
         timeout: how long a verb may wait for its peers: a timedelta, or seconds.
+        dtypes: those that the program's tensors have, the same on all ranks. Where the devices of some ranks lack one,
+            no rank opens the world; without this a verb with such a tensor is refused when it is called.
 
     Raises:
         WorldError: a world is open already, or torchrun's variables are incomplete or contradict each other.
+        UnsupportedError: some ranks lack one of `dtypes`; the message says which, and who has it.
         BackendNotFoundError: no plugin provides `backend`.
         BackendUnavailableError: its hardware is not here.
 
@@ -217,8 +223,10 @@ def init(backend: str = "auto", *, timeout: timedelta | float = 600.0) -> World:
     _observing.begin()
     if (already := _current()) is not None:
         raise WorldError(f"{already!r} is open; close it before you open another")
-    limit = _limit(timeout)
-    world = _adopt(backend) if dist.is_initialized() else _launch(backend, limit)
+    limit, needs = _limit(timeout), names_of(dtypes)
+    if needs and (observer := _observing.observer()) is not None:
+        observer.needs(needs)
+    world = _adopt(backend, needs) if dist.is_initialized() else _launch(backend, limit, needs)
     _open[_default_group()] = world
     return world
 
@@ -274,10 +282,10 @@ def _default_group() -> dist.ProcessGroup:
     return group
 
 
-def _launch(asked: str | _choice.Choice, timeout: timedelta) -> World:
+def _launch(asked: str | _choice.Choice, timeout: timedelta, needs: tuple[str, ...] = ()) -> World:
     """Return a world over a process group of our own."""
     # The ranks meet before the choice only where it depends on what one of them finds out for all of its host.
-    meet = functools.cache(lambda: _rendezvous(timeout))
+    meet = functools.cache(lambda: _rendezvous(timeout, needs))
     if isinstance(asked, _choice.Choice):
         choice = asked
     else:
@@ -286,7 +294,25 @@ def _launch(asked: str | _choice.Choice, timeout: timedelta) -> World:
     # Without a launcher this is a world of one, which may have the device that it likes best.
     device = _my_device(choice, is_alone="RANK" not in os.environ)
     store, rank, size, note = meet()
+    gone = gone_from_world(range(size), rank) if launch() is None else None
+    _check_dtypes(needs, choice, device, Store(store, gone), rank, size, timeout)
     return _open_world(choice, device, store, rank, size, timeout, note)
+
+
+def _check_dtypes(
+    needs: tuple[str, ...],
+    choice: _choice.Choice,
+    device: Device,
+    store: Store,
+    rank: int,
+    size: int,
+    timeout: timedelta,
+) -> None:
+    """Raise on every rank unless the devices of all have the dtypes of these names."""
+    if needs:
+        # A store may see several worlds, or the same one be adopted several times.
+        store = store.under(f"dtypes/{store.add(f'dtypes/openings/{rank}', 1)}")
+        check_dtypes(Group(tuple(range(size)), rank, device, store, timeout, "world"), choice.backend, needs)
 
 
 def _my_device(choice: _choice.Choice, *, is_alone: bool = False) -> Device:
@@ -315,7 +341,7 @@ def _open_world(
     return world
 
 
-def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:
+def _rendezvous(timeout: timedelta, needs: tuple[str, ...] = ()) -> tuple[dist.Store, int, int, str]:
     """Return a store shared by all ranks, this rank, the number of ranks, and how they met."""
     if told := launch():
         return told.store, told.rank, told.size, told.note
@@ -333,6 +359,7 @@ def _rendezvous(timeout: timedelta) -> tuple[dist.Store, int, int, str]:
         raise WorldError(f"RANK is {rank} and WORLD_SIZE is {size}; ranks go from 0 to WORLD_SIZE - 1")
     host = os.environ["MASTER_ADDR"]
     address, thinks = f"{host}:{port}", {"WORLD_SIZE": size, "DEVICES_SECRET": "set" if secret() else "not set"}
+    thinks["dtypes"] = ", ".join(needs)
     try:
         store = shared_store(host, port, rank, timeout)
         # What does not open has no next: where rank 0 tries again, the others may not have come yet.
@@ -361,24 +388,26 @@ def _whole_number(name: str) -> int:
         raise WorldError(f"{name} is {os.environ[name]!r}, not a whole number") from None
 
 
-def _adopt(asked: str) -> World:
+def _adopt(asked: str, needs: tuple[str, ...]) -> World:
     """Return a world over the process group that torch has already."""
     group = _default_group()
     choice = told.choice if (told := launch()) else _choice.choose(asked, lambda: Store(group.get_group_store()))
+    rank, size = dist.get_rank(), dist.get_world_size()
     if (lanes := lanes_of(group)) is not None:
         if asked not in ("auto", lanes.choice.backend.name) and launch() is None:
             raise WorldError(
                 f"torch's process group is of backend {lanes.choice.backend.name!r}, but {asked!r} was asked for; "
                 "call devices.init() first, or ask for 'auto'"
             )
-        return World(
-            lanes.choice,
-            lanes.group.device,
-            owns_group=False,
-            note=f"torch's process group was adopted; {authentication()}",
-        )
+        own = lanes.group
+        _check_dtypes(needs, lanes.choice, own.device, own.store, rank, size, own.timeout)
+        note = f"torch's process group was adopted; {authentication()}"
+        return World(lanes.choice, own.device, owns_group=False, note=note)
+    device = my_device(choice.backend)
+    if needs:
+        _check_dtypes(needs, choice, device, Store(group.get_group_store()), rank, size, dist.default_pg_timeout)
     note = f"torch's {dist.get_backend()!r} process group was adopted; its own verbs carry ours"
-    return World(choice, my_device(choice.backend), owns_group=False, note=note)
+    return World(choice, device, owns_group=False, note=note)
 
 
 def explain(group: GroupLike = None) -> str:

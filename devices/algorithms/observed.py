@@ -29,6 +29,10 @@ class Observers(Observer):
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
 
+    def needs(self, dtypes: Sequence[str]) -> None:
+        for observer in self._observers:
+            observer.needs(dtypes)
+
     def opening(self, group: Group, *, is_world: bool) -> None:
         for place, observer in enumerate(self._observers):
             try:

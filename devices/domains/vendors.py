@@ -14,11 +14,11 @@ from devices.domains.card import Card, named
 from devices.domains.division import Division
 from devices.domains.members import Domains
 
-_KNOWN = frozenset(
+KNOWN = frozenset(
     str(dtype).removeprefix("torch.")
     for dtype in (*{dtype for _, dtype in MEANINGFUL}, torch.float8_e4m3fn, torch.float8_e5m2)
-)
-"""What a device that says nothing of dtypes may have."""
+) - {"uint8"}
+"""What a device that says nothing of dtypes may have, but bytes, which every transport carries."""
 
 
 @final
@@ -203,7 +203,7 @@ class Vendors:
         has = {rank: frozenset(self._cards[rank].dtypes) for rank in ranks if self._cards[rank].dtypes}
         known = frozenset().union(*has.values())
         if len(has) < len(ranks):
-            known |= _KNOWN
+            known |= KNOWN
         # Bytes are what every transport carries.
         names = sorted(known - {"uint8"})
         found = {name: tuple(rank for rank in ranks if rank in has and name not in has[rank]) for name in names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import final
 
@@ -134,6 +134,12 @@ class Emulation(Observer):
         """Refuse a world of `size` ranks unless it is legal."""
         if said := self._limits.world_refusal(size):
             self._refuse(f"a world of {size} ranks", "world", "", f"{said} ({self._source('world_sizes')})", 0)
+
+    def needs(self, dtypes: Sequence[str]) -> None:
+        for dtype in dtypes:
+            if self._limits.dtypes is not None and dtype not in self._limits.dtypes:
+                said = f"a tensor cannot be {dtype} ({self._source(f'dtypes.{dtype}')})"
+                self._refuse(f"a world that needs {', '.join(dtypes)}", "world", dtype, said, 0)
 
     def opening(self, group: Group, *, is_world: bool) -> None:
         if is_world:

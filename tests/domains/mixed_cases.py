@@ -18,13 +18,13 @@ import devices
 from devices import errors
 
 
-def opened(backends: list[str], hosts: str = "") -> devices.World:
+def opened(backends: list[str], hosts: str = "", dtypes: tuple[torch.dtype, ...] = ()) -> devices.World:
     """Open a world in which rank r is of `backends[r]`, on a host that `hosts[r]` stands for."""
     rank = int(os.environ["RANK"])
     os.environ["DEVICES_BACKEND"] = backends[rank]
     if hosts:
         os.environ["DEVICES_DOMAIN"] = f"island-{hosts[rank]}"
-    return devices.init(timeout=60)
+    return devices.init(timeout=60, dtypes=dtypes)
 
 
 def said(call: Callable[[], Any]) -> str:
@@ -286,6 +286,16 @@ def cannot_open(backends: list[str]) -> dict[str, str]:
     with opened(backends) as w:
         assert devices.all_reduce(torch.ones(1, device=w.device)).item() == w.size
     return answers
+
+
+def needs_dtypes(backends: list[str]) -> tuple[str, str, str]:
+    """Open worlds whose program needs what not all devices have, or is not the same on all ranks, and then one."""
+    lacking, few = (torch.float64, torch.int64, torch.float8_e4m3fn), (torch.float32,)
+    refused = said(lambda: opened(backends, "", lacking))
+    differ = said(lambda: opened(backends, "", (*few, torch.float64)[: 1 + int(os.environ["RANK"])]))
+    with opened(backends, "", few) as w:
+        assert devices.all_reduce(torch.ones(1, device=w.device)).item() == w.size
+        return refused, differ, devices.explain()
 
 
 def _no_backend(kind: str) -> None:
