@@ -32,7 +32,7 @@ def explain_group(group: GroupLike) -> str:
 
 def lacking(lanes: Lanes) -> list[str]:
     """Return, in words, which dtypes a group's ranks have not; where they are not alike, which some have not."""
-    if lanes.mixed is not None:
+    if lanes.mixed is not None and not lanes.mixed.is_native(lanes.group.ranks):
         return [f"  {said}" for said in lanes.mixed.vendors.lacks_by_ranks(lanes.group.ranks)]
     has = capabilities_of(lanes.choice.backend, lanes.group.device).dtypes
     # A device that says nothing of dtypes has whatever there is.

@@ -90,7 +90,7 @@ def open_verbs(backend: Backend, group: Group) -> Verbs:
 def open_verbs_across(backend: Backend, group: Group, mixed: Mixed) -> Verbs:
     """Open a group of a world of several domains: as ever if one backend has a group of these, else each domain's."""
     vendors = mixed.vendors
-    if vendors.opens_natively(group.ranks):
+    if mixed.is_native(group.ranks):
         return open_verbs(backend, group)
     opened = open_mixed(group, vendors, mixed.fabrics, partial(_open_domain, backend), mixed.gone(group))
     communicator = opened.communicator

@@ -113,7 +113,7 @@ class World:
         lanes = lanes_of(_default_group())
         if topology is not None:
             order = order_on(topology, lengths, self.size, traffic)
-        elif lanes is not None and lanes.mixed is not None:
+        elif lanes is not None and lanes.mixed is not None and not lanes.mixed.is_native(range(self.size)):
             # What one backend knows of its devices, the ranks of another do not.
             order = tuple(range(self.size))
         else:

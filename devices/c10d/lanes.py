@@ -30,7 +30,8 @@ class Lanes:
     Args:
         group: the members, seen from this rank; its device is that of the chosen backend.
         choice: the backend that was chosen, and why.
-        mixed: what the ranks of the world are, where they are of several backends; None where all are of one.
+        mixed: what the ranks of the world are, where they are of several backends, or of one that has not all groups of
+            them; None elsewhere.
     """
 
     def __init__(self, group: Group, choice: _choice.Choice, mixed: Mixed | None = None) -> None:

@@ -15,15 +15,12 @@ from typing import Any, final
 
 from devices._backend import Group
 from devices._store import Store
-from devices.domains.ended import Asking, Ended, check_served
+from devices.domains.ended import Asking, Ended
+from devices.domains.serving import check_served, has_answered
 from devices.errors import CollectiveError, CollectiveTimeoutError, MismatchError
 
 LOOK = 0.25
 """Seconds between two looks at whether another domain has given up, while a call is under way."""
-
-PATIENCE = 10.0
-"""Seconds for which a rank waits for the store, which answers at once, or later where the machine is busy with other
-things: not at all where who serves it is stopped."""
 
 _AFTER = 0.2
 """Seconds for which a rank looks for what a peer said as it ended. It was said before the peer's connections closed."""
@@ -131,8 +128,7 @@ class Alarm:
         if not self._is_unanswered:
             asking = threading.Thread(target=call, daemon=True)
             asking.start()
-            asking.join(PATIENCE)
-            self._is_unanswered = asking.is_alive()
+            self._is_unanswered = not has_answered(asking, self._store.torch)
         return found[0] if found else None
 
     def leave(self, reason: str) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 from collections.abc import Callable
 from typing import final
 
-import torch.distributed as dist
-
 from devices._backend import Group
 from devices._store import Store
+from devices.domains.serving import check_served
 
 _ANSWER = 0.25
 """Seconds for which a store is given time to say whether it has a key."""
@@ -117,11 +115,3 @@ class Ended:
         with contextlib.suppress(Exception):
             check_served(self._store.torch)
             self._store.set(str(self._group.rank), True)
-
-
-def check_served(store: dist.Store) -> None:
-    """Raise if who serves a store has ended: torch would say so at length on standard error."""
-    while isinstance(store, dist.PrefixStore):
-        store = store.underlying_store
-    if isinstance(store, dist.TCPStore):
-        socket.create_connection((store.host, store.port), timeout=_CLOSING).close()

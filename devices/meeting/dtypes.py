@@ -27,7 +27,7 @@ _SHOWN = 8
 """So many ranks of a backend are named, and how many more there are."""
 
 
-def names_of(dtypes: Iterable[torch.dtype]) -> tuple[str, ...]:
+def names_of(dtypes: object) -> tuple[str, ...]:
     """Return what some dtypes are called, each once and in order: "float64".
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import socket
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard, final
@@ -22,7 +22,7 @@ from devices.roster.answers import capabilities_of
 
 @final
 class Mixed:
-    """A world of several domains: of several backends, or of one that has no group of all its ranks.
+    """A world that has groups of several domains: of several backends, or of one that has not all groups of its ranks.
 
     Args:
         vendors: what its ranks are.
@@ -35,15 +35,19 @@ class Mixed:
         self.fabrics = fabrics
         self._processes = processes
 
+    def is_native(self, ranks: Sequence[int]) -> bool:
+        """Return whether some ranks of the world are a group that their backend opens alone."""
+        return self.vendors.opens_natively(ranks)
+
     def gone(self, group: Group) -> Callable[[], frozenset[int]]:
         """Return what says which ranks of a group have ended, of those on this host."""
         return Gone({rank: self._processes[rank] for rank in group.ranks}, group.ranks[group.rank]).dead
 
 
 def meet(group: Group, backend: Backend) -> Mixed | None:
-    """Return what the ranks of a world are, if no backend opens it alone; every rank calls this before it opens.
+    """Return what the ranks of a world are, if no backend opens all its groups; every rank calls this before it opens.
 
-    They are of several backends, or of one whose hardware has no group of them all.
+    They are of several backends, or of one whose hardware has no group of them all, or of some of them.
 
     Raises:
         WorldError: on every rank: two have other versions of a plugin or its interface, or one cannot say what it is.
@@ -61,8 +65,9 @@ def meet(group: Group, backend: Backend) -> Mixed | None:
     ]:
         raise WorldError(f"{group}: the world cannot open: {'; '.join(faults)}")
     cards, processes = [Card.from_json(said["card"]) for said in told], [said["process"] for said in told]
-    if Vendors(cards).opens_natively(range(group.size)):
-        return None
+    if (vendors := Vendors(cards)).opens_natively(world := range(group.size)):
+        vendors.open(world, ())
+        return Mixed(vendors, processes, fabrics)
     islands = agreed(group, fabrics, [said["backend"] for said in told], [said["ports"] for said in told])
     return Mixed(Vendors(cards, islands), processes, fabrics)
 
@@ -142,7 +147,7 @@ def _card(group: Group, backend: Backend, backends: Collection[str]) -> tuple[Fa
             str(device),
             device.index,
             device.type,
-            domain_name() if reach else platform.node(),
+            domain_name() if reach else socket.gethostname(),
             reach,
             tuple(sorted(str(dtype).removeprefix("torch.") for dtype in can.dtypes)),
             None if can.group_sizes is None else tuple(sorted(can.group_sizes)),

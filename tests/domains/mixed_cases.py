@@ -308,6 +308,26 @@ def groups_of(backends: list[str]) -> dict[str, str]:
         return groups(w, backends)
 
 
+def parts_of(backends: list[str], members: list[int]) -> tuple[str, list[str], str]:
+    """Use groups of a world that one vendor opens: some ranks of which it has no group, and two of which it has one."""
+    with opened(backends) as w:
+        me, here = w.rank, w.device
+        few, pair = dist.new_group(members), dist.new_group(members[-2:])
+        explained = ""
+        if me in members:
+            xs, place = [of(rank, 70_001) for rank in members], members.index(me)
+            same(devices.all_reduce(xs[place].to(here), few), torch.stack(xs).sum(0))
+            same(devices.all_gather(xs[place].to(here), few), torch.cat(xs))
+            block = torch.cat(xs).to(here)
+            same(devices.reduce_scatter(block, few), xs[place] * len(members))
+            same(devices.broadcast(xs[place].to(here), few, src=members[0]), xs[0])
+            explained = devices.explain(few)
+        twice = devices.explain(pair) if me in members[-2:] else ""
+        same(devices.all_reduce(torch.ones(2, device=here)), torch.full((2,), float(w.size)))
+        lacks = said(lambda: devices.all_reduce(torch.ones(2, dtype=torch.float64, device=here), few))
+        return devices.explain(), [explained, twice], lacks
+
+
 def _let_all_pass(what: str, count: int) -> None:
     """Return once so many ranks are here, which no group has a part in: one that dies now leaves none of its verbs."""
     folder = Path(os.environ["NEURON_STANDIN_MACHINE"])

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
+import ranks
 import torch.distributed as dist
 
 from devices import Device, Group, Store
-from devices.domains import alarm, ended
+from devices.domains import alarm, ended, serving
 from devices.domains.alarm import Alarm
 from devices.errors import CollectiveError
 
@@ -104,6 +110,35 @@ def test_a_rank_that_fails_says_so_at_once_while_another_thread_waits_at_the_sto
     assert served.check(["alarm/error"])
     served.set("never", "")
     waits.join(30)
+
+
+def _serve(told: Connection) -> None:
+    served = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told.send(served.port)
+    told.poll(300)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which says whether a process is stopped")
+def test_a_store_whose_process_is_stopped_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "PATIENCE", 600.0)
+    ranks.warm_up()
+    context = multiprocessing.get_context("forkserver")
+    here, there = context.Pipe()
+    server = context.Process(target=_serve, args=(there,), daemon=True)
+    server.start()
+    store = dist.TCPStore("127.0.0.1", here.recv(), is_master=False, wait_for_workers=False)
+    assert server.pid is not None
+    assert serving.servers_at(store.port) == [server.pid]
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        rank, start = Rank(4, store), time.monotonic()
+        assert "the cause, as rank 4 of chip 4 found" in rank.fails(RuntimeError("the cause"))
+        assert rank.alarm.reason_of(1) == ""
+        # As long as it would be waited for, and the longest that a machine which is busy takes.
+        assert time.monotonic() - start < 60
+    finally:
+        server.kill()
+        server.join()
 
 
 def test_a_rank_that_ends_a_call_in_which_others_wait_for_it_has_said_why() -> None:

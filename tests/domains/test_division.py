@@ -77,6 +77,16 @@ def test_groups_are_divided_within_the_domains_of_the_world_and_by_the_same_rule
     assert not vendors.opens_natively((1, 2, 3))
 
 
+def test_a_group_of_a_world_that_is_one_domain_is_divided_too() -> None:
+    vendors = Vendors(chips(range(8)))
+    vendors.open(range(8), ())
+    assert vendors.opens_natively(range(8))
+    assert vendors.domains(range(5)).members == ((0, 1, 2, 3), (4,))
+    assert vendors.domains(range(1, 8)).members == ((0,), (1, 2), (3, 4, 5, 6))
+    assert "no groups of 5; legal sizes are" in vendors.divided(range(5))
+    assert vendors.opens_natively(range(4))
+
+
 def test_hosts_of_unequal_devices_are_divided_by_host() -> None:
     alike = Division([CPU, *chips([1, 2]), *chips([1, 2], "b")])
     assert alike.of(range(5)) == ([[0], [1, 2, 3, 4]], [])

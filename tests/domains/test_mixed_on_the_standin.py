@@ -155,6 +155,22 @@ def test_groups_of_a_vendor_that_is_several_domains_are_right(on: Callable[..., 
     assert "they are in different domains of the world" in found[1]["across"]
 
 
+def test_a_group_of_a_vendors_world_that_its_hardware_has_not_is_of_parts_that_it_has(
+    on: Callable[..., Outcomes],
+) -> None:
+    found = returned(on(cases.parts_of, ["neuron"] * 4, [0, 2, 3]))
+    for rank, (world, (few, pair), lacks) in enumerate(found):
+        assert "; torch's process group 'neuron'; messages" in world
+        assert "domain" not in world
+        if rank != 1:
+            assert "neuron (1) (rank 0) and neuron (2) (ranks 2, 3)" in few
+            assert (
+                "ranks 0, 2, 3 (neuron) are 2 domains (0 and 2, 3): backend 'neuron' has no groups of 3; legal" in few
+            )
+            assert lacks.startswith("UnsupportedError: ")
+        assert ("torch's process group 'neuron'" in pair and "domain" not in pair) is (rank > 1)
+
+
 @pytest.mark.skipif(bool(why_not_here()), reason=f"needs shared memory: {why_not_here()}")
 def test_ranks_of_a_vendor_that_are_all_left_have_its_group_again(on: Callable[..., Outcomes]) -> None:
     ended = on(cases.recovers, HALVES, [0, 1], "0101")

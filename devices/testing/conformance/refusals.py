@@ -153,13 +153,18 @@ def illegal_groups(world: devices.World, illegal: tuple[int, ...]) -> None:
     size, rank, device = world.size, world.rank, world.device
     for wrong in illegal:
         try:
-            dist.new_group(list(range(wrong)))
+            group = dist.new_group(list(range(wrong)))
         except devices.errors.UnsupportedError as error:
             said = str(error)
-        else:
-            assert rank >= wrong, f"rank {rank}: a group of {wrong}, a size that is not declared, raised nothing"
+            assert str(wrong) in said, f"rank {rank}: the error of a group of {wrong} does not name the size: {said}"
             continue
-        assert str(wrong) in said, f"rank {rank}: the error of a group of {wrong} does not name the size: {said}"
+        if rank < wrong:
+            # It is of domains of sizes that are.
+            assert f"no groups of {wrong};" in devices.explain(group), (
+                f"rank {rank}: a group of {wrong}, a size that is not declared, raised nothing"
+            )
+            total = devices.all_reduce(torch.ones(1, device=device), group).item()
+            assert total == wrong, f"rank {rank}: in a group of {wrong} the sum of ones is {total}"
     total = devices.all_reduce(torch.ones(1, device=device)).item()
     assert total == size, f"rank {rank}: after groups were refused the world's sum of ones is {total}, not {size}"
 
@@ -230,7 +235,7 @@ CHECKS = [
         gradients_that_are_not_defined),
     Check(
         "refusals.group_sizes",
-        "A group of a size that is not declared is an UnsupportedError, and a world of one is composed of others.",
+        "A group of a size that is not declared is an UnsupportedError, or composed of others, as a world of one is.",
         _illegal_groups,
     ),
 ]  # fmt: skip

@@ -153,11 +153,13 @@ def on_two_hosts(world: Any, cores: list[str]) -> dict[str, str]:
     }
     with devices.init("neuron") as world:
         ones = torch.ones(1, device=world.device)
-        symmetric = dist.new_group([0, 2])
+        symmetric, other = dist.new_group([0, 2]), dist.new_group([0, 3])
+        composed = world.rank in (0, 3)
         return {
             "world": str(devices.all_reduce(ones).item()),
             "symmetric": str(devices.all_reduce(ones, symmetric).item()) if place == 0 else "",
-            "not symmetric": said(lambda: dist.new_group([0, 3])),
+            "not symmetric": str(devices.all_reduce(ones, other).item()) if composed else "",
+            "explained": devices.explain(other) if composed else "",
         }
 
 
