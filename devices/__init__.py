@@ -14,6 +14,7 @@ from devices import errors
 from devices._backend import (
     INTERFACE_VERSION,
     REDUCE_OPS,
+    Asked,
     Backend,
     Capabilities,
     Communicator,
@@ -116,6 +117,7 @@ _LAZY = {
 __all__ = [
     "INTERFACE_VERSION",
     "REDUCE_OPS",
+    "Asked",
     "Backend",
     "Called",
     "Capabilities",

@@ -75,8 +75,13 @@ def test_a_groups_verbs_and_torchs_go_by_schedules_of_a_topology() -> None:
 def test_an_axis_of_a_mesh_goes_by_a_schedule_of_its_own() -> None:
     def go(world: devices.World) -> tuple[float, bool, bool]:
         mesh = world.mesh({"dp": 2, "tp": 2})
-        devices.use_schedule(synthesize(switch(2, 1e9), "all_reduce"), mesh["tp"])
+        plan = synthesize(switch(2, 1e9), "all_reduce")
+        devices.use_schedule(plan.schedule if world.rank else plan, mesh["tp"])
         found = devices.all_reduce(torch.tensor(float(world.rank)), mesh["tp"]).item()
+        # 64 MiB in each direction at 1 GB/s, or what is known without the plan.
+        takes = "and takes 67.1 ms at best" if world.rank == 0 else "of which nothing is predicted"
+        assert f"; all_reduce goes by the schedule that the program gave, {takes}" in devices.explain(mesh["tp"])
+        assert "that the program gave" not in devices.explain(mesh["dp"])
         return found, *("a schedule of" in devices.explain(mesh[axis]) for axis in ("tp", "dp"))
 
     assert devices.testing.run(go, ranks=4) == [(1.0, True, False)] * 2 + [(5.0, True, False)] * 2

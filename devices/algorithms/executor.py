@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 
@@ -10,6 +11,7 @@ from devices._backend import Message, Pending
 from devices.algorithms.arithmetic import combine
 from devices.algorithms.layout import Layout
 from devices.algorithms.schedule import Copy, Schedule, Send
+from devices.errors import PluginError
 
 COLLECTIVE_TAG = 1 << 30
 """The tag of all messages of schedules; those of users lie below."""
@@ -69,11 +71,22 @@ def steps(
                 target, tensor = tensor, spare.pop() if spare else torch.empty_like(tensor)
                 landed.append((action.peer, target, tensor))
             recvs.append(Message(tensor.view(torch.uint8), action.peer, COLLECTIVE_TAG))
-        yield exchange(sends, recvs) if sends or recvs else None
+        yield _started(exchange, sends, recvs) if sends or recvs else None
         for peer, target, received in landed:
             first, second = (received, target) if peer < rank else (target, received)
             combine(op, first, second, target)
             free.setdefault(received.numel(), []).append(received)
+
+
+def _started(exchange: Exchange, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
+    pending: object = exchange(sends, recvs)
+    if pending is None:
+        # A step without messages is None too, and nobody would wait for these.
+        raise PluginError(
+            "exchange returned None; it is to return a devices.Pending, with `wait` and `is_completed`, also where its "
+            "messages are done"
+        )
+    return cast(Pending, pending)
 
 
 def _copy(source: torch.Tensor, target: torch.Tensor, op: str | None) -> None:

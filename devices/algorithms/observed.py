@@ -12,7 +12,7 @@ import torch
 
 from devices._backend import Capabilities, Group, Message, Pending, PendingFrom
 from devices._observer import Called, Ended, Observer
-from devices.algorithms.planned import Planned
+from devices.algorithms.planned import Planned, Plans
 from devices.algorithms.verbs import Verbs
 
 Tensor = torch.Tensor
@@ -81,6 +81,10 @@ class ObservedVerbs:
     @property
     def group(self) -> Group:
         return self._verbs.group
+
+    @property
+    def plans(self) -> Plans:
+        return self._verbs.plans
 
     @property
     def ways(self) -> dict[str, str]:

@@ -51,10 +51,13 @@ class Planned:
         rank: this rank in the group.
         least: calls that move fewer bytes go another way.
         why: who gave it, and what for, in words.
+        seconds_per_byte: what it takes at best, where that is known.
     """
 
-    def __init__(self, schedule: Schedule, rank: int, least: int, why: str) -> None:
-        self.schedule, self.least, self.why = schedule, least, why
+    def __init__(
+        self, schedule: Schedule, rank: int, least: int, why: str, seconds_per_byte: float | None = None
+    ) -> None:
+        self.schedule, self.least, self.why, self.seconds_per_byte = schedule, least, why, seconds_per_byte
         self._times: Times | None = None if schedule.verb == "all_to_all" else times(schedule, rank)
         self.lowering = Lowering(frozenset({"exchange"}), getattr(self, f"_{schedule.verb}"))
 
@@ -164,6 +167,11 @@ class Plans:
             others = [each for each in self._given if (each.schedule.verb, each.schedule.root) != same]
             self._given = (planned, *others)
         self._sort()
+
+    @property
+    def given(self) -> Sequence[Planned]:
+        """Those that the program has given."""
+        return self._given
 
     def of(self, verb: str) -> Sequence[Planned]:
         """Return those for a verb, the first that takes a call being what it goes by."""

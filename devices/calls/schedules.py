@@ -65,7 +65,9 @@ def use_schedule(schedule: Schedule | Plan | str, group: GroupLike = None, *, le
         wrong, said = error, {"error": f"{kind}{error}"}
     _compare(verbs, _tell(verbs, said) if size > 1 else [said], wrong)
     if size > 1 and found is not None:
-        verbs.go_by(Planned(found, rank, least, "that the program gave"))
+        seconds = getattr(schedule, "seconds_per_byte", None)
+        told = None if seconds is None else float(seconds)
+        verbs.go_by(Planned(found, rank, least, "that the program gave", told))
 
 
 def drop_schedules(group: GroupLike = None) -> None:

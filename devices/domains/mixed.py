@@ -227,9 +227,10 @@ def _open_several(
         note = f"{who}; inside of {where} {here}, between the domains host memory: {host.note}"
         note = "; ".join(filter(None, [note, why, told(domains, shares, ranks)]))
         gone = Ended(group, dead, host.has_left if isinstance(host, SharedMemoryCommunicator) else None)
+        schedules = planned(group, domains, shares.bandwidths)
         opened = DomainsCommunicator(group, domains, shares, inside, between, reductions, note, gone)
-        opened.planned = planned(group, domains, shares.bandwidths)
-        opened.predicted = between_domains(domains, shares.bandwidths, planned=opened.planned)
+        opened.planned = schedules
+        opened.predicted = between_domains(domains, shares.bandwidths, planned=schedules)
         return opened
     except BaseException:
         if native is not None:

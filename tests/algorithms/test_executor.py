@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
 from in_memory import Point, World
 
 from devices._backend import Message, Pending
-from devices.algorithms import pairwise, recursive, ring, trees
+from devices.algorithms import dissemination, pairwise, recursive, ring, trees
 from devices.algorithms.executor import COLLECTIVE_TAG, run
 from devices.algorithms.layout import Layout
 from devices.algorithms.replay import replay
 from devices.algorithms.schedule import Chunk, Copy, Program, Recv, Schedule, Send, parts
+from devices.errors import PluginError
 
 
 def in_place(schedule: Schedule, tensor: torch.Tensor) -> Layout:
@@ -89,6 +91,13 @@ def test_each_step_is_one_exchange_of_bytes_with_the_reserved_tag() -> None:
         assert [message.peer for message in recvs] == [0]
         for message in (*sends, *recvs):
             assert (message.tag, message.tensor.dtype, message.tensor.numel()) == (COLLECTIVE_TAG, torch.uint8, 16)
+
+
+def test_an_exchange_that_returns_nothing_to_wait_for_is_an_error_also_in_a_barrier() -> None:
+    schedule = dissemination.barrier(3)
+    layout = Layout(schedule, (1,), torch.zeros(1), {0: torch.ones(1)}, {0: torch.zeros(1)})
+    with pytest.raises(PluginError, match=r"exchange returned None; it is to return a devices.Pending"):
+        run(schedule, 0, lambda sends, recvs: cast(Pending, None), layout)
 
 
 def test_empty_chunks_are_not_sent() -> None:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch.distributed as dist
+from domains.carriers import carriers
 
 import devices.testing
-from devices import Group, open_domains
-from devices._backend import Communicator
+from devices import Capabilities, Group, open_domains
+from devices._backend import Communicator, Message, Pending
+from devices.algorithms.verbs import Verbs
 from devices.c10d.lanes import lanes_of
+from devices.domains.card import Card
+from devices.domains.communicator import DomainsCommunicator
+from devices.domains.members import Domains
+from devices.domains.mixed import _open_several
+from devices.domains.vendors import Vendors
 from devices.errors import WorldError
+
+DOMAINS = Domains(((0, 1), (2, 3)), ("here", "there"))
 
 
 class _Opened(Communicator):
@@ -20,6 +31,9 @@ class _Opened(Communicator):
 
     def __init__(self, ended: list[str], name: str) -> None:
         self._ended, self._name = ended, name
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message]) -> Pending:
+        raise AssertionError("nothing is sent")
 
     def abort(self) -> None:
         self._ended.append(f"{self._name} aborted")
@@ -49,10 +63,30 @@ def test_what_was_opened_before_a_domain_could_not_open_is_closed() -> None:
     assert devices.testing.run(half_opened, False, ranks=4) == [expected] * 4
 
 
-def test_what_was_opened_before_there_were_no_schedules_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: Any) -> None:
-        raise WorldError("rank 0 did not tell the schedules")
+def _fails(*_: Any) -> None:
+    raise WorldError("rank 0 did not tell the schedules")
 
-    monkeypatch.setattr("devices.domains.opening.planned", fails)
+
+def test_what_was_opened_before_there_were_no_schedules_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("devices.domains.opening.planned", _fails)
     expected = ["inside aborted", "inside closed", "between aborted", "between closed"]
     assert devices.testing.run(half_opened, True, ranks=4) == [expected] * 4
+
+
+def half_opened_over_vendors(_: devices.World) -> list[str]:
+    by, ended = carriers(DOMAINS, "vendors"), list[str]()
+    cards = [Card("chip", f"chip:{rank}", rank, "cpu", "a", "", (), None, None) for rank in range(4)]
+    own = Verbs(_Opened(ended, "inside"), replace(by.group, ranks=(0, 1), rank=0), Capabilities(frozenset()))
+    with pytest.raises(WorldError, match="did not tell the schedules"):
+        _open_several(by.group, Vendors(cards), DOMAINS, "", None, lambda group: own, frozenset)
+    ended += [type(each).__name__ for each in gc.get_objects() if type(each) is DomainsCommunicator]
+    return ended
+
+
+def test_what_was_opened_over_vendors_before_there_were_no_schedules_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("devices.domains.mixed.planned", _fails)
+    gc.collect()
+    expected = ["inside aborted", "inside closed"]
+    assert devices.testing.run(half_opened_over_vendors, ranks=4) == [expected] * 4
