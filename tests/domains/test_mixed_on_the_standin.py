@@ -69,6 +69,26 @@ def test_every_verb_computes_what_plain_torch_does_over_vendors(
     assert "on its own device" in on_neuron
 
 
+@pytest.mark.parametrize(
+    ("backends", "sides"),
+    [
+        (["cpu", "neuron"], "not there on rank 1 (neuron), there on rank 0 (cpu)"),
+        (["neuron", "neuron"], "not there on ranks 0, 1 (neuron), there on no rank"),
+    ],
+    ids=["of two vendors", "of one"],
+)
+def test_a_world_whose_devices_lack_a_dtype_opens_only_where_it_is_not_needed(
+    on: Callable[..., Outcomes], backends: list[str], sides: str
+) -> None:
+    for refused, differ, explained in returned(on(cases.needs_dtypes, backends)):
+        assert refused.startswith("UnsupportedError: rank ")
+        assert f"float64, float8_e4m3fn are {sides}" in refused
+        assert differ.startswith("WorldError: ")
+        assert 'dtypes is "float32" on rank 0, and "float32, float64" on rank 1' in differ
+        assert "\n  not on" in explained
+        assert "float64" in explained
+
+
 def test_torchs_verbs_groups_and_tensors_of_a_mesh_are_right_over_vendors(on: Callable[..., Outcomes]) -> None:
     found = returned(on(cases.with_torch, HALVES))
     assert "shared memory" in found[0]["alike"] or why_not_here()

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import ranks
 import torch
 import torch.distributed as dist
-from domains import mixed_cases as cases
 
 import devices
 import devices.testing
 from devices import Backend, Capabilities, Device, Group, Store
 from devices.errors import ArgumentError, CollectiveTimeoutError, UnsupportedError, WorldError
 from devices.meeting.dtypes import check_dtypes
-
-sys.path.append(str(Path(__file__).parents[1] / "plugins" / "neuron"))
-from on_standin import standin, variables
 
 
 @dataclass
@@ -153,26 +146,3 @@ def test_observers_are_told_and_a_target_that_is_emulated_is_asked() -> None:
         devices.init().close()
     assert heard.needed == [("float32", "float64"), ("float32",)]
     assert [(asked.verb, asked.dtype) for asked in emulation.report.refused] == [("world", "float64")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backends", "sides"),
-    [
-        (["cpu", "neuron"], "not there on rank 1 (neuron), there on rank 0 (cpu)"),
-        (["neuron", "neuron"], "not there on ranks 0, 1 (neuron), there on no rank"),
-    ],
-    ids=["of two vendors", "of one"],
-)
-def test_a_world_whose_devices_lack_a_dtype_opens_only_where_it_is_not_needed(
-    backends: list[str], sides: str, tmp_path: Path
-) -> None:
-    with standin():
-        env = variables(tmp_path)
-        for refused, differ, explained in ranks.run(2, cases.needs_dtypes, backends, env=env, timeout=120):
-            assert refused.startswith("UnsupportedError: rank ")
-            assert f"float64, float8_e4m3fn are {sides}" in refused
-            assert differ.startswith("WorldError: ")
-            assert 'dtypes is "float32" on rank 0, and "float32, float64" on rank 1' in differ
-            assert "\n  not on" in explained
-            assert "float64" in explained
