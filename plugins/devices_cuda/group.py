@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
 
 from devices import Communicator, Group, open_peer_memory, open_staged
-from devices.errors import UnsupportedError
+from devices.errors import ArgumentError
 from devices_cuda.memory import address_of, memory_of
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+GROUPS = "DEVICES_CUDA_GROUPS"
+"""What groups go over whose ranks have a GPU each: torch's NCCL, or memory that they map of each other's GPUs."""
+
+_NCCL, _PEER = "nccl", "peer"
 
 _PATIENCE = 2.0
 """Seconds for which a rank waits until NCCL has been aborted."""
@@ -20,19 +26,39 @@ def open_group(group: Group) -> Communicator:
     """Return what carries a group of GPUs, the same kind on every rank.
 
     Not run on hardware but for what needs none: how ranks find out that they share a GPU, and what is done then.
+
+    Raises:
+        ArgumentError: DEVICES_CUDA_GROUPS is not the same on all ranks, or nothing that it can be.
+        UnsupportedError: NCCL is missing or not wanted, and a GPU cannot reach another's memory.
     """
-    places = group.share("cuda", place(group.device.index))
-    if without := [rank for rank, where in enumerate(places) if where["nccl"] is None]:
-        raise UnsupportedError(
-            f"{group}: torch has no NCCL on rank {without[0]}; install a torch that is built with CUDA for Linux there"
+    places = group.share("cuda", {**place(group.device.index), "asked": os.environ.get(GROUPS, "").strip()})
+    asked = _asked(group, places)
+    without = [rank for rank, where in enumerate(places) if where["nccl"] is None]
+    shared = sharing(places)
+    if shared:
+        reason = f"ranks {' and '.join(map(str, shared))} are on one GPU, between which NCCL does not go"
+    elif asked == _PEER:
+        reason = f"{GROUPS}={_PEER} asks for it"
+    elif without:
+        reason = f"torch has no NCCL on rank {without[0]}, where one that is built with CUDA for Linux may be installed"
+    else:
+        return _nccl(group, places[0]["nccl"])
+    memory = memory_of(group.device.index, [where["pci"] for where in places])
+    several = len({where["gpu"] for where in places}) > 1
+    return open_peer_memory(group, memory, reason, scheduled=several, required=not shared)
+
+
+def _asked(group: Group, places: list[dict[str, Any]]) -> str:
+    """Return what the program asks groups of GPUs to go over, the same on all ranks; "" if it leaves it open."""
+    first = places[0]["asked"]
+    if other := [rank for rank, where in enumerate(places) if where["asked"] != first]:
+        theirs = places[other[0]]["asked"]
+        raise ArgumentError(
+            f"{group}: {GROUPS} is {first!r} on rank 0 and {theirs!r} on rank {other[0]}; make them one"
         )
-    if shared := sharing(places):
-        ranks = " and ".join(map(str, shared))
-        memory = memory_of(group.device.index, [where["pci"] for where in places])
-        several = len({where["gpu"] for where in places}) > 1
-        reason = f"ranks {ranks} are on one GPU, between which NCCL does not go"
-        return open_peer_memory(group, memory, reason, scheduled=several)
-    return _nccl(group, places[0]["nccl"])
+    if first not in ("", _NCCL, _PEER):
+        raise ArgumentError(f"{group}: {GROUPS} is {first!r}; it can be {_NCCL!r}, {_PEER!r} or left unset")
+    return str(first)
 
 
 def place(index: int) -> dict[str, Any]:

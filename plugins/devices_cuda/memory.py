@@ -45,6 +45,9 @@ def runtime() -> Any:
     library.cudaIpcGetMemHandle.argtypes = (ctypes.POINTER(_Handle), pointer)
     library.cudaIpcOpenMemHandle.argtypes = (ctypes.POINTER(pointer), _Handle, ctypes.c_uint)
     library.cudaIpcCloseMemHandle.argtypes = (pointer,)
+    number = ctypes.POINTER(ctypes.c_int)
+    library.cudaDeviceGetByPCIBusId.argtypes = (number, ctypes.c_char_p)
+    library.cudaDeviceCanAccessPeer.argtypes = (number, ctypes.c_int, ctypes.c_int)
     library.cudaGetErrorString.argtypes = (ctypes.c_int,)
     library.cudaGetErrorString.restype = ctypes.c_char_p
     return library
@@ -144,9 +147,29 @@ def memory_of(index: int, peers: Sequence[str | None]) -> CudaMemory | str:
             return "it has a part of a GPU (MIG), and parts do not reach each other's memory"
         if mine is not None and (reason := why_apart(found, mine.gpu.pci, peers)):
             return reason
-        return CudaMemory(torch.device("cuda", index), runtime())
+        library = runtime()
+        return out_of_reach(library, index, peers) or CudaMemory(torch.device("cuda", index), library)
     except (AbsentError, RuntimeError) as error:
         return str(error)
+
+
+def out_of_reach(library: Any, index: int, peers: Sequence[str | None]) -> str:
+    """Return why a GPU does not reach the memory of another, by CUDA's runtime; "" if nothing says that it does not.
+
+    It says nothing of GPUs that this process does not see: those NVML knows, and the mapping itself shows.
+    """
+    for peer in peers:
+        other, can = ctypes.c_int(), ctypes.c_int()
+        if peer is None:
+            continue
+        code = library.cudaDeviceGetByPCIBusId(ctypes.byref(other), peer.encode())
+        if not code and other.value != index:
+            code = library.cudaDeviceCanAccessPeer(ctypes.byref(can), index, other.value)
+            if not code and not can.value:
+                return f"its GPU, cuda:{index}, does not reach the memory of the GPU {peer}, as CUDA's runtime says"
+        if code:
+            library.cudaGetLastError()
+    return ""
 
 
 def why_apart(machine: Machine, own: str | None, peers: Sequence[str | None]) -> str:

@@ -71,6 +71,7 @@ class _Meeting:
         self._tree, self._files, self._nodes, self._listing, self._gaps = tree, files, nodes, listing, gaps
         self._listed: Mapping[int, Listed] = listing.chips if listing is not None else {}
         self._faults = tree.faults
+        self._places = Counter(chip.pci for chip in self._listed.values())
 
     def machine(self) -> Machine | Absent:
         """Return what they say together."""
@@ -84,7 +85,7 @@ class _Meeting:
         present = sorted({*self._files, *self._nodes})
         if lost := sorted(self._listed.keys() - set(present)):
             self._faults.append(f"neuron-ls lists {_chips(lost)}, of which the driver has no files")
-        if self._listed and (lost := sorted(set(present) - self._listed.keys())):
+        if self._listing is not None and (lost := sorted(set(present) - self._listed.keys())):
             self._faults.append(f"neuron-ls does not list {_chips(lost)}, of which the driver has files")
         if self._files and (lost := sorted(set(present) - self._files.keys())):
             self._faults.append(f"/dev has {_chips(lost)}, and the driver's folder in /sys has not")
@@ -183,6 +184,10 @@ class _Meeting:
         listed = self._listed.get(index)
         files = self._files.get(index)
         pci = listed.pci if listed else ""
+        if pci and self._places[pci] > 1:
+            both = [other for other, chip in self._listed.items() if chip.pci == pci]
+            self._faults.append(f"neuron-ls says that {_chips(both)} are at one place on the PCI bus, {pci}")
+            pci = ""
         nodes = {"neuron-ls": listed.numa if listed else None, "the PCI bus": sysfs.numa_node(self._tree, pci)}
         known = {who: node for who, node in nodes.items() if node is not None}
         return Chip(

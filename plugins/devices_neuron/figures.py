@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from devices import Capabilities, Device, Link
 from devices_neuron.chips import machine as in_catalogue
 from devices_neuron.cores import Core
-from devices_neuron.machine import Chip, Machine
+from devices_neuron.machine import Machine
 
 if TYPE_CHECKING:
     from devices.catalogue import Figure, Limits, Target
@@ -108,26 +108,32 @@ def limits_of(machine: Machine, lnc: int) -> Limits | None:
 
 
 def links_of(machine: Machine, cores: Sequence[Core], device: Device) -> tuple[Link, ...]:
-    """Return the links of one core to others of those: within its chip, and to chips that it is joined to."""
+    """Return the links of one core to others of those: within its chip, and to chips that it is joined to.
+
+    Through a switch it reaches every chip of the machine.
+    """
     if device.index >= len(cores):
         return ()
     own = cores[device.index]
     across = between_chips(machine)
     inside = within_a_chip(machine, own.chip.cores // own.lnc)
+    is_switched = has_switch(machine)
     found: list[Link] = []
     for index, core in enumerate(cores):
         if index == device.index:
             continue
         if core.chip.index == own.chip.index:
             found.append(Link(f"neuron:{index}", "chip", inside.bandwidth, inside.latency))
-        elif are_joined(own.chip, core.chip):
+        elif is_switched or core.chip.index in (own.chip.neighbours or ()):
             found.append(Link(f"neuron:{index}", "neuronlink", across.bandwidth, across.latency))
     return tuple(found)
 
 
-def are_joined(one: Chip, other: Chip) -> bool:
-    """Return whether two chips have a link."""
-    return other.index in (one.neighbours or ())
+def has_switch(machine: Machine) -> bool:
+    """Return whether a switch joins the machine's chips, as the documents say and what was found does not deny."""
+    target = in_catalogue(machine.generation, len(machine.chips))
+    known = all(chip.neighbours is not None for chip in machine.chips)
+    return known and target is not None and target.figure("topology").value == "switch"
 
 
 def _number(figure: Figure) -> float | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from devices.topology import Link, Node, Topology
-from devices_neuron.chips import machine as in_catalogue
 from devices_neuron.cores import Core
-from devices_neuron.figures import Rate, between_chips, within_a_chip
+from devices_neuron.figures import Rate, between_chips, has_switch, within_a_chip
 from devices_neuron.machine import Chip, Machine
 
 SWITCH = "neuronswitch"
@@ -31,7 +30,7 @@ def topology_of(machine: Machine, cores: Sequence[Core], first: int = 0) -> Topo
         rate = within_a_chip(machine, core.chip.cores // core.lnc)
         links += _both(f"neuron:{index}", chip_name(core.chip.index), "chip", rate)
     rate = between_chips(machine)
-    if _has_switch(machine):
+    if has_switch(machine):
         nodes.append(Node(SWITCH, "switch"))
         for chip in machine.chips:
             links += _both(chip_name(chip.index), SWITCH, "neuronlink", rate)
@@ -41,12 +40,6 @@ def topology_of(machine: Machine, cores: Sequence[Core], first: int = 0) -> Topo
             if peer in known:
                 links.append(_link(chip_name(chip.index), chip_name(peer), "neuronlink", rate))
     return Topology(nodes, links, str(machine))
-
-
-def _has_switch(machine: Machine) -> bool:
-    target = in_catalogue(machine.generation, len(machine.chips))
-    known = all(chip.neighbours is not None for chip in machine.chips)
-    return known and target is not None and target.figure("topology").value == "switch"
 
 
 def _core(index: int, core: Core) -> Node:

@@ -150,7 +150,7 @@ def _chip(record: Mapping[str, Any]) -> Listed:
         core_ids=ids,
         pci=_pci(record),
         numa=_numa(record),
-        cpus=_text(record, "cpu_affinity"),
+        cpus=_cpus(record),
         owners=_owners(record),
     )
 
@@ -208,6 +208,13 @@ def _pci(record: Mapping[str, Any]) -> str:
         return f"0000:{text}"
     if not re.fullmatch(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", text):
         raise ListingError(f"its `bdf` is {_shown(text)}, which is no place on a PCI bus")
+    return text
+
+
+def _cpus(record: Mapping[str, Any]) -> str:
+    text = _text(record, "cpu_affinity")
+    if text and not re.fullmatch(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", text):
+        raise ListingError(f"its `cpu_affinity` is {_shown(text)}, which is no list of CPUs")
     return text
 
 

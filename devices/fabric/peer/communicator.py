@@ -20,7 +20,9 @@ from devices.fabric.peer.opening import open_peer_fabric
 Tensor = torch.Tensor
 
 
-def open_peer_memory(group: Group, memory: DeviceMemory | str, reason: str, *, scheduled: bool = False) -> Communicator:
+def open_peer_memory(
+    group: Group, memory: DeviceMemory | str, reason: str, *, scheduled: bool = False, required: bool = False
+) -> Communicator:
     """Return what carries a group whose ranks read the memory of each other's devices; every member calls this.
 
     Where a rank cannot, all go through host memory, as `open_staged` does, and `devices.explain()` says why.
@@ -30,8 +32,14 @@ def open_peer_memory(group: Group, memory: DeviceMemory | str, reason: str, *, s
         memory: that of this rank's device; or why there is none, in words.
         reason: why it is needed, for `devices.explain()`.
         scheduled: let all ranks work at once on what is large: on devices of their own that is faster.
+        required: refuse the group, on all ranks, where one cannot.
+
+    Raises:
+        UnsupportedError: one cannot, and it is required.
     """
     fabric = open_peer_fabric(group, memory)
+    if isinstance(fabric, str) and required:
+        raise UnsupportedError(f"{group}: {reason}, and the memory of devices cannot be mapped: {fabric}")
     if isinstance(fabric, str):
         return open_staged(group, f"{reason}, and the memory of devices is not mapped: {fabric}")
     try:

@@ -181,3 +181,9 @@ def test_ranks_that_share_gpus_map_memory_over_the_links_between_them_on_a_gpu()
     # LOCAL_RANK counts on from the first GPU again: ranks 0 and 2 share it.
     for said in ranks.run(3, on_one_gpu, env={"CUDA_VISIBLE_DEVICES": "0,1"}, timeout=300):
         assert "through memory that the ranks map of each other's devices" in said
+
+
+@needs_two
+def test_ranks_with_a_gpu_each_map_memory_where_that_is_asked_for_on_a_gpu() -> None:
+    for said in ranks.run(2, on_one_gpu, env={"DEVICES_CUDA_GROUPS": "peer"}, timeout=300):
+        assert "through memory that the ranks map of each other's devices, for DEVICES_CUDA_GROUPS=peer" in said

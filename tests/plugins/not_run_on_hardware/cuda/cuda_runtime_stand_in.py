@@ -11,12 +11,15 @@ import ctypes
 import fcntl
 import mmap
 import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, final
 
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, INVALID_HANDLE, NO_PEER_ACCESS, UNDEFINED = 0, 1, 2, 400, 217, 9999
+INVALID_DEVICE = 101
 TEXTS = {
     INVALID_VALUE: b"invalid argument",
+    INVALID_DEVICE: b"invalid device ordinal",
     OUT_OF_MEMORY: b"out of memory",
     INVALID_HANDLE: b"invalid resource handle",
     NO_PEER_ACCESS: b"peer access is not supported between these two devices",
@@ -31,9 +34,20 @@ class Runtime:
     Args:
         limit: bytes of the GPU.
         is_linked: whether the GPU reaches the others.
+        gpus: the PCI addresses of those that the process sees.
+        apart: of those, the pairs of which the first does not reach the second.
     """
 
-    def __init__(self, limit: int = 1 << 30, *, is_linked: bool = True) -> None:
+    def __init__(
+        self,
+        limit: int = 1 << 30,
+        *,
+        is_linked: bool = True,
+        gpus: Sequence[str] = (),
+        apart: Collection[tuple[int, int]] = (),
+    ) -> None:
+        self._gpus = gpus
+        self._apart = apart
         self._limit = limit
         self._is_linked = is_linked
         self.own: dict[int, tuple[int, mmap.mmap]] = {}
@@ -108,6 +122,19 @@ class Runtime:
             del self.open[pointer.value]
             fcntl.flock(known[1], fcntl.LOCK_UN)
             os.close(known[1])
+        return SUCCESS
+
+    def cudaDeviceGetByPCIBusId(self, device: Any, address: bytes) -> int:
+        if address.decode() not in self._gpus:
+            return self._said(INVALID_DEVICE)
+        device._obj.value = self._gpus.index(address.decode())
+        return SUCCESS
+
+    def cudaDeviceCanAccessPeer(self, can: Any, device: int, peer: int) -> int:
+        if not (0 <= device < len(self._gpus) and 0 <= peer < len(self._gpus)):
+            return self._said(INVALID_DEVICE)
+        # Of itself the documents say that it does not.
+        can._obj.value = int(device != peer and (device, peer) not in self._apart)
         return SUCCESS
 
     def cudaGetErrorString(self, code: int) -> bytes:

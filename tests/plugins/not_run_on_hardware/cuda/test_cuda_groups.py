@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 import devices
 from devices import Device, Group, Store
-from devices.errors import CollectiveError, CollectiveTimeoutError, UnsupportedError
+from devices.errors import ArgumentError, CollectiveError, CollectiveTimeoutError, UnsupportedError
 from devices_cuda import group as cuda
 
 
@@ -92,6 +93,20 @@ def test_a_torch_without_nccl_is_an_error_on_every_rank_that_names_the_one(monke
     for error in opened(monkeypatch, [at("PCI 0:1:0"), at("PCI 0:2:0", nccl=None)], lambda *_: None):
         assert isinstance(error, UnsupportedError)
         assert "torch has no NCCL on rank 1" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["peer", ""], "DEVICES_CUDA_GROUPS is 'peer' on rank 0 and '' on rank 1; make them one"),
+        (["mpi", "mpi"], "DEVICES_CUDA_GROUPS is 'mpi'; it can be 'nccl', 'peer' or left unset"),
+    ],
+)
+def test_what_groups_are_to_go_over_is_one_thing_on_all_ranks(settings: list[str], told: str) -> None:
+    group = Group((0, 1), 0, Device("cuda", "cuda", 0), Store(dist.HashStore()), timedelta(seconds=1), "g")
+    with pytest.raises(ArgumentError, match=re.escape(told)):
+        cuda._asked(group, [{"asked": setting} for setting in settings])
+    assert [cuda._asked(group, [{"asked": each}] * 2) for each in ("", "nccl", "peer")] == ["", "nccl", "peer"]
 
 
 class Connected:

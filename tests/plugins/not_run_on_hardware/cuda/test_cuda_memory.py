@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from dataclasses import replace
 
@@ -18,8 +19,10 @@ from shared_memory import NEEDS_SHARED_MEMORY
 import devices
 from devices import Capabilities
 from devices.algorithms.verbs import Verbs
+from devices.errors import UnsupportedError
+from devices_cuda import group as cuda
 from devices_cuda.dlpack import tensor_at
-from devices_cuda.memory import CudaMemory, runtime, why_apart
+from devices_cuda.memory import CudaMemory, out_of_reach, runtime, why_apart
 
 HERE = torch.device("cpu")
 
@@ -73,7 +76,16 @@ def test_a_torch_without_cuda_has_no_runtime_to_ask() -> None:
 @pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch that was built with CUDA")
 def test_the_runtime_library_that_torch_has_loaded_has_what_is_called() -> None:
     library = runtime()
-    for name in ("Malloc", "Free", "IpcGetMemHandle", "IpcOpenMemHandle", "IpcCloseMemHandle", "GetLastError"):
+    for name in (
+        "Malloc",
+        "Free",
+        "IpcGetMemHandle",
+        "IpcOpenMemHandle",
+        "IpcCloseMemHandle",
+        "GetLastError",
+        "DeviceGetByPCIBusId",
+        "DeviceCanAccessPeer",
+    ):
         assert callable(getattr(library, f"cuda{name}"))
     with pytest.raises(RuntimeError, match=r"^cudaIpcOpenMemHandle: .* \(error \d+ of CUDA's runtime\)$"):
         CudaMemory(HERE, library).map("00" * 64, 1)
@@ -90,12 +102,30 @@ def test_gpus_that_nvml_says_are_apart_are_not_mapped() -> None:
     assert why_apart(torn, None, [third]) == ""
 
 
+def test_gpus_that_cudas_runtime_says_are_apart_are_not_mapped() -> None:
+    first, second, third, hidden = (f"0000:0{bus}:00.0" for bus in range(1, 5))
+    library = Runtime(gpus=[first, second, third], apart=[(0, 2)])
+    assert out_of_reach(library, 0, [first, second, None, hidden]) == ""
+    said = f"its GPU, cuda:0, does not reach the memory of the GPU {third}, as CUDA's runtime says"
+    assert out_of_reach(library, 0, [hidden, first, second, third]) == said
+    assert out_of_reach(library, 2, [first, third]) == ""
+    assert library.last_error == 0
+
+
+def with_a_gpu_each(rank: int, library: Runtime) -> None:
+    """Let the plugin find a GPU of this rank's own, over that runtime, and be asked for mapped memory."""
+    cuda.place = lambda _: {"host": "here", "gpu": f"PCI 0:{rank}:0", "nccl": "2.27.5", "pci": None}
+    cuda.memory_of = lambda *_: CudaMemory(HERE, library)
+    os.environ[cuda.GROUPS] = "peer"
+
+
 def over_cudas_runtime() -> tuple[str, list[int]]:
     """Call every verb; return what carries them, and what is left allocated and open."""
-    with devices.init(timeout=60):
+    with devices.init(timeout=60) as world:
         library = Runtime()
+        with_a_gpu_each(world.rank, library)
         group = group_of_its_own("gpus")
-        communicator = devices.open_peer_memory(group, CudaMemory(HERE, library), "a test")
+        communicator = cuda.open_group(group)
         verbs = Verbs(communicator, group, Capabilities(frozenset()))
         every_verb(verbs, 600_000)
         dist.barrier()
@@ -110,15 +140,19 @@ def over_cudas_runtime() -> tuple[str, list[int]]:
 @NEEDS_SHARED_MEMORY
 def test_every_verb_goes_through_handles_of_cudas_runtime_and_all_is_given_back() -> None:
     for note, left in ranks.run(3, over_cudas_runtime, timeout=120):
-        assert note.startswith("through memory that the ranks map of each other's devices, for a test; ")
+        asked = "for DEVICES_CUDA_GROUPS=peer asks for it; "
+        assert note.startswith(f"through memory that the ranks map of each other's devices, {asked}")
         assert left == [0, 0]
 
 
 def not_linked() -> str:
     with devices.init(timeout=60) as world:
-        memory = CudaMemory(HERE, Runtime(is_linked=world.rank == 0))
-        communicator = devices.open_peer_memory(group_of_its_own("gpus"), memory, "a test")
+        library = Runtime(is_linked=world.rank == 0)
+        communicator = devices.open_peer_memory(group_of_its_own("gpus"), CudaMemory(HERE, library), "a test")
         communicator.close()
+        with_a_gpu_each(world.rank, library)
+        with pytest.raises(UnsupportedError, match="asks for it, and the memory of devices cannot be mapped: rank 1: "):
+            cuda.open_group(group_of_its_own("more gpus"))
         return communicator.note
 
 

@@ -108,6 +108,11 @@ OUTPUTS = {
     "a NUMA node that the bus has not": (set_in(0, "numa_node", "0"), "the NUMA node of neuron0 is not agreed on"),
     "a NUMA node that is none": (set_in(0, "numa_node", "north"), "its `numa_node` is 'north'"),
     "a place that is none": (set_in(0, "bdf", "slot 4"), "its `bdf` is 'slot 4'"),
+    "a place that another chip has": (
+        set_in(15, "bdf", RECORDS[0]["bdf"]), "neuron0, neuron15 are at one place on the PCI bus, 0000:cc:00.0",
+    ),
+    "CPUs that are none": (set_in(0, "cpu_affinity", "96 GiB"), "its `cpu_affinity` is '96 GiB'"),
+    "no device at all": ("[]", "neuron-ls does not list neuron0, neuron1, neuron2, neuron3 and 12 more"),
     "processes that are no list": (set_in(0, "neuron_processes", {"pid": 1}), "its `neuron_processes` is {'pid': 1}"),
     "a process whose number is a text": (set_in(0, "neuron_processes", [{"pid": "1"}]), "its `pid` is '1'"),
     "an instance type of its own": (
