@@ -28,7 +28,10 @@ def torch_backend(name: str, group: Group) -> Any:
     """
     # A connection of its own: NCCL's threads wait in it, which is to hold up nobody else.
     apart = group.store if name == "gloo" else group.store.apart() or group.store
-    store, ranks = dist.PrefixStore(f"{name}/", apart.torch), list(group.ranks)
+    ranks = list(group.ranks)
+    # Another try after one that failed must find nothing of it: NCCL would take the id that is there.
+    tried = "" if name == "gloo" else f"{apart.add(f'{name}/tries/{group.rank}', 1)}/"
+    store = dist.PrefixStore(f"{name}/{tried}", apart.torch)
     if name == "gloo":
         made: Any = dist.ProcessGroupGloo(store, group.rank, group.size, group.timeout)
     elif name == "nccl" and dist.is_nccl_available():

@@ -133,8 +133,11 @@ class _Others:
     def __init__(self, group: Group, what: str) -> None:
         self._group, self._what = group, what
         apart = group.store.apart()
-        self._store = None if apart is None else apart.under(f"watched/{what}")
-        if self._store is not None:
+        self._store = None
+        if apart is not None:
+            # Another try must not hear of what went wrong in this one. One that fails fails on all: they count alike.
+            tried = apart.add(f"watched/{what}/tries/{group.rank}", 1)
+            self._store = apart.under(f"watched/{what}/{tried}")
             self._store.set(f"begun/{group.rank}", True)
 
     def died(self) -> CollectiveError | None:

@@ -58,9 +58,9 @@ def group_in_threads(rank: int, store: Store) -> Group:
     return Group((0, 1), rank, Device("vendor", "vendor", rank), store, timedelta(seconds=60), "g")
 
 
-def in_threads(calls: list[Callable[[], Any]]) -> tuple[list[Any], list[Any]]:
+def in_threads(calls: list[Callable[[], Any]], kept: dist.Store | None = None) -> tuple[list[Any], list[Any]]:
     """Return what the calls of two ranks return or raise, watched; and what was given up of that, by and by."""
-    kept = dist.HashStore()
+    kept = kept or dist.HashStore()
     given_up: list[Any] = []
     results: list[Any] = [None] * len(calls)
 
@@ -96,6 +96,16 @@ def test_a_rank_whose_own_call_has_returned_hears_of_one_that_fails_later() -> N
     assert type(through) is CollectiveError
     assert str(through).endswith("a vendor's call failed: out of memory, as rank 1 found")
     assert type(failed) is RuntimeError
+
+
+def test_another_try_does_not_hear_of_the_one_that_failed() -> None:
+    def fails() -> None:
+        raise RuntimeError("out of memory")
+
+    kept = dist.HashStore()
+    (one, other), _ = in_threads([lambda: "zero", fails], kept)
+    assert (type(one), type(other)) == (CollectiveError, RuntimeError)
+    assert in_threads([lambda: "zero", lambda: "one"], kept) == (["zero", "one"], [])
 
 
 def test_what_a_call_opens_after_its_rank_has_given_it_up_is_given_up_then() -> None:

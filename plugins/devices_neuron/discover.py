@@ -107,13 +107,19 @@ class _Meeting:
         )
         chips = tuple(self._chip(index, cores[index] or 0, generation, neighbours) for index in present)
         ultraserver = sysfs.ultraserver(self._tree, self._gaps)
+        version = sysfs.driver(self._tree) or ""
+        if sysfs.has_moved_files(version) and not all(map(_says_all, self._files.values())):
+            self._gaps.append(
+                f"driver {version} has some of its files in places that are not known here; what they say is taken "
+                "from neuron-ls and the documents"
+            )
         if self._tree.denied:
             self._gaps.append(f"this user may not read {', '.join(self._tree.denied[:3])}{_more(self._tree.denied)}")
         return Machine(
             generation,
             chips,
             instance_type,
-            sysfs.driver(self._tree) or "",
+            version,
             lnc,
             ultraserver,
             tuple(dict.fromkeys(self._faults)),
@@ -241,6 +247,10 @@ def _names(generation: Generation, what: str) -> tuple[str, ...]:
         "arch_type": (generation.device_arch,),
         "a core's arch_type": (generation.core_arch,),
     }[what]
+
+
+def _says_all(files: ChipFiles) -> bool:
+    return bool(files.cores and files.folders and files.neighbours is not None and files.name and files.core_arch)
 
 
 def _said(said: Mapping[str, object]) -> str:

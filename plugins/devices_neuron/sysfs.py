@@ -60,6 +60,15 @@ def driver(tree: Tree) -> str | None:
     return version if version is not None else "" if (tree.root / "sys/module/neuron").is_dir() else None
 
 
+def has_moved_files(version: str) -> bool:
+    """Return whether a driver of that version has files in other places than those that are read here.
+
+    Of 2.31 AWS's guide to sysfs says so (SDK 2.33); which files those are was not to be had when this was written.
+    """
+    found = re.match(r"(\d{1,4})\.(\d{1,4})(?!\d)", version)
+    return found is not None and (int(found[1]), int(found[2])) >= (2, 31)
+
+
 def instance_type(tree: Tree) -> str:
     """Return the instance type, as the firmware names it; "" if this is no instance of AWS."""
     for folder in ("sys/class/dmi/id", "sys/devices/virtual/dmi/id"):

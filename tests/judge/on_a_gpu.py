@@ -26,6 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"torch": "torch", "numpy": "numpy", "pluggy": "pluggy", "rich": "rich", "pynvml": "nvidia-ml-py"}
+TRAINING = {"tqdm": "tqdm", "matplotlib": "matplotlib"}
 TESTING = {"pytest": "pytest", "pytest_timeout": "pytest-timeout", "hypothesis": "hypothesis"}
 GRACE = 5.0
 """Seconds for which a part that is ended may clean up."""
@@ -77,10 +78,12 @@ def parts(folder: Path) -> Iterator[Part]:
     overhead = [python, "benchmarks/overhead.py", "--cuda"]
     yield Part("overhead", 90, [(overhead, {})], {})
     mixed = [python, "examples/train_mixed.py", "--steps=20", f"--out={folder / 'mixed'}"]
-    yield Part("mixed: a GPU and two CPU ranks", 90, list(_ranks(mixed, ["cuda", "cpu", "cpu"])), {})
+    yield Part("mixed: a GPU and two CPU ranks", 90, list(_ranks(mixed, ["cuda", "cpu", "cpu"])), TRAINING)
     gpt = [python, "examples/train_gpt.py", "--steps=100", "--sample=40", f"--out={folder / 'gpt'}"]
-    yield Part("train_gpt", 90, [(gpt, cuda)], {})
-    yield Part("mixed: two ranks on the GPU and one on a CPU", 90, list(_ranks(mixed, ["cuda", "cuda", "cpu"])), {})
+    yield Part("train_gpt", 90, [(gpt, cuda)], TRAINING)
+    yield Part(
+        "mixed: two ranks on the GPU and one on a CPU", 90, list(_ranks(mixed, ["cuda", "cuda", "cpu"])), TRAINING
+    )
     yield Part("kit", 240, [([python, "-m", "devices", "conformance", "cuda"], {})], TESTING)
     # What of the others calls NCCL and CUDA's libraries themselves, where torch was built with them.
     others = "tests/plugins/not_run_on_hardware/cuda"

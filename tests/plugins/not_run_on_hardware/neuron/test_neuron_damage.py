@@ -206,6 +206,25 @@ def test_a_field_with_anything_in_it_is_right_or_has_a_reason(tmp_path: Path, ke
     assert_right_or_a_reason(discover(tmp_path, lambda root: parse(set_in(7, key, value))))
 
 
+@pytest.mark.parametrize("has_listing", [True, False], ids=["with neuron-ls", "without"])
+@pytest.mark.parametrize("left", ["nothing", "cores", "architecture"])
+def test_a_driver_that_has_moved_its_files_is_done_without(tmp_path: Path, left: str, has_listing: bool) -> None:
+    lay_out(NAME, tmp_path)
+    if not has_listing:
+        take_neuron_ls(tmp_path)
+    write(tmp_path / "sys/module/neuron/version", "2.31.7.0")
+    for chip in range(16):
+        for path in chip_folder(tmp_path, chip).iterdir():
+            if not path.name.startswith({"cores": "neuron_core", "architecture": "info"}.get(left, "nothing")):
+                remove(path)
+    found = discover(tmp_path)
+    assert isinstance(found, Machine)
+    said = assert_right_or_a_reason(found)
+    assert "driver 2.31.7.0 has some of its files in places that are not known here" in said
+    assert found.faults == ()
+    assert [set(chip.neighbours or ()) for chip in found.chips] == [TORUS[chip] for chip in range(16)]
+
+
 # The command itself.
 
 
