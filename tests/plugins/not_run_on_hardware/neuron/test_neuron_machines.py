@@ -367,8 +367,7 @@ def test_links_have_the_figures_of_the_catalogue_by_the_name_of_their_source(at:
     graph = graph_of("trn2.48xlarge-lnc2", at("trn2.48xlarge-lnc2"))
     [link] = [link for link in graph.links_from("neuron chip 0") if link.target == "neuron chip 12"]
     # 1024 GB/s of a chip's links within the machine, halved for one direction, over its four neighbours.
-    assert link.bandwidth == 1024e9 / 2 / 4
-    assert link.latency == 2e-6
+    assert (link.bandwidth, link.latency) == (1024e9 / 2 / 4, 2e-6)
     assert link.origin.startswith("catalogue: trn2.48xlarge, link_bandwidth_one_way")
     assert link.status == "inferred"
     [up] = graph.links_from("neuron:0")
