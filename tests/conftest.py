@@ -1,11 +1,19 @@
-"""Before the first test: the server that rank processes are forked from, and what the collector need not look at."""
+"""How many workers there are, the server that forks rank processes, and what the collector need not look at."""
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
 import pytest
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return half as many more as there are cores: many a test waits, for a process to start or a timeout to be up."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + cores // 2
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
 import pytest
+import ranks
 from throwaway_plugins import GOOD_HOOK, PREAMBLE, Site
 
 pytestmark = pytest.mark.slow
@@ -137,6 +139,10 @@ def test_the_same_as_a_module_of_testing(site: Site) -> None:
     assert [(check["name"], check["proved"]) for check in said["checks"]] == [("devices.own", 1)]
 
 
+def as_a_program(path: Path) -> None:
+    runpy.run_path(str(path), run_name="__main__")
+
+
 def test_what_is_wrong_is_shown_by_a_program_that_fails_by_itself(site: Site, tmp_path: Path) -> None:
     site.add("toy", BROADCASTS_FROM_THE_FIRST)
     done = conformance(site, "toy", "--only", "verbs.broadcast", "--json")
@@ -150,12 +156,11 @@ def test_what_is_wrong_is_shown_by_a_program_that_fails_by_itself(site: Site, tm
     program = tmp_path / "program.py"
     program.write_text(failure["program"])
     assert len(failure["program"].splitlines()) < 40
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
-    alone = site.run(*launch)
+    alone = site.run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program))
     assert alone.returncode == 1
     assert re.search(r"AssertionError: rank \d, flat element \d+: found", alone.stderr)
     program.write_text(failure["program"].replace("'toy'", "'cpu'"))
-    assert site.run(*launch).returncode == 0
+    ranks.run(2, as_a_program, program)
 
 
 def test_a_table_shows_what_is_wrong(site: Site) -> None:

@@ -27,7 +27,7 @@ def all_right(found: list[verb_cases.Tried]) -> None:
 
 
 @pytest.mark.parametrize("section", verb_cases.SECTIONS, ids=lambda section: section.__name__)
-@pytest.mark.parametrize("ranks", [1, 2, 4, 7])
+@pytest.mark.parametrize("ranks", [1, 2, 4, pytest.param(7, marks=pytest.mark.slow)])
 def test_the_verbs_give_what_plain_torch_gives(section: Callable[..., None], ranks: int) -> None:
     all_right(devices.testing.run(tried, section, ranks=ranks))
 
