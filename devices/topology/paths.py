@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import final
+from typing import NamedTuple, final
 
 from devices.topology.graph import Topology
 from devices.topology.shapes import torus_shape
@@ -30,6 +29,22 @@ class Way:
     latency: float
     parts: tuple[tuple[int, float], ...]
     alone: float
+
+
+class _Distances(NamedTuple):
+    """What is known of the ways to a node: looked for from it, as far as it was asked for.
+
+    Args:
+        hops: how many links away each other is.
+        slowness: how long a byte is on the fastest such way.
+        queue: those from which it goes on.
+        nearer: the links that bytes go by from each, each with where it ends.
+    """
+
+    hops: dict[int, int]
+    slowness: dict[int, int]
+    queue: deque[int]
+    nearer: dict[int, list[tuple[int, int]]]
 
 
 class Paths:
@@ -85,8 +100,8 @@ class Paths:
             (max((bandwidths[link] for link, _ in self._leaving[end]), default=0.0) for end in self._ends), default=0.0
         )
         """The bandwidth of the fastest link of the device whose fastest is the slowest."""
-        self._distances: dict[int, tuple[list[int], list[int]]] = {}
-        self._next: dict[int, dict[int, list[tuple[int, int]]]] = {}
+        self._along = [self._axis(one, other) for one, other in self.ends]
+        self._distances: dict[int, _Distances] = {}
         self._found: dict[tuple[int, int], Way] = {}
 
     @property
@@ -102,20 +117,20 @@ class Paths:
         return self._found[key]
 
     def _look(self, source: int, target: int) -> Way:
-        hops, slowness = self._to(target)
-        nearer_to = self._next.setdefault(target, {})
+        distances = self._to(source, target)
+        nearer_to = distances.nearer
         shares = {source: 1.0}
         # Of a message, at each node: what it has taken to the last device, and on the first link from there.
         taken = {source: (0.0, 0.0)}
         found: dict[int, float] = {}
         latency = 0.0
-        for _ in range(hops[source]):
+        for _ in range(distances.hops[source]):
             following: dict[int, float] = {}
             reached: dict[int, tuple[float, float]] = {}
             slowest = 0.0
             for node, share in shares.items():
                 if node not in nearer_to:
-                    nearer_to[node] = self._nearer(node, hops, slowness)
+                    nearer_to[node] = self._nearer(node, distances)
                 nearer = nearer_to[node]
                 before, since = taken[node]
                 for link, end in nearer:
@@ -128,17 +143,18 @@ class Paths:
                     reached[end] = min(reached.get(end, there), there, key=sum)
             shares, taken = following, reached
             latency += slowest
-        return Way(hops[source], latency, tuple(found.items()), taken[target][0])
+        return Way(distances.hops[source], latency, tuple(found.items()), taken[target][0])
 
-    def _nearer(self, node: int, hops: Sequence[int], slowness: Sequence[int]) -> list[tuple[int, int]]:
+    def _nearer(self, node: int, distances: _Distances) -> list[tuple[int, int]]:
         """Return the links that bytes go by from a node, each with where it ends."""
+        hops, slowness = distances.hops, distances.slowness
         nearer = [
             (link, end)
             for link, end in self._leaving[node]
-            if hops[end] == hops[node] - 1 and slowness[end] + self._slowness[link] == slowness[node]
+            if hops.get(end) == hops[node] - 1 and slowness[end] + self._slowness[link] == slowness[node]
         ]
-        first = min(self._axis(node, end) for _, end in nearer)
-        return [(link, end) for link, end in nearer if self._axis(node, end) == first]
+        first = min(self._along[link] for link, _ in nearer)
+        return [(link, end) for link, end in nearer if self._along[link] == first]
 
     def _axis(self, one: int, other: int) -> int:
         """Return the axis of a torus along which two neighbours lie; 0 on what is none."""
@@ -147,22 +163,18 @@ class Paths:
                 return axis
         return 0
 
-    def _to(self, target: int) -> tuple[list[int], list[int]]:
-        """Return how many links away from a node each other is, and how long a byte is on the fastest such way."""
-        if target not in self._distances:
-            hops = [-1] * len(self._leaving)
-            slowness = [0] * len(self._leaving)
-            hops[target] = 0
-            queue = deque([target])
-            while queue:
-                node = queue.popleft()
-                for link, before in self._entering[node]:
-                    through = slowness[node] + self._slowness[link]
-                    if hops[before] < 0:
-                        hops[before] = hops[node] + 1
-                        slowness[before] = through
-                        queue.append(before)
-                    elif hops[before] == hops[node] + 1:
-                        slowness[before] = min(slowness[before], through)
-            self._distances[target] = hops, slowness
-        return self._distances[target]
+    def _to(self, source: int, target: int) -> _Distances:
+        """Return how far from a node others are, those at least that are on the shortest ways from another."""
+        found = self._distances.setdefault(target, _Distances({target: 0}, {target: 0}, deque([target]), {}))
+        hops, slowness, queue = found.hops, found.slowness, found.queue
+        while source not in hops or (queue and hops[queue[0]] < hops[source]):
+            node = queue.popleft()
+            for link, before in self._entering[node]:
+                through = slowness[node] + self._slowness[link]
+                if before not in hops:
+                    hops[before] = hops[node] + 1
+                    slowness[before] = through
+                    queue.append(before)
+                elif hops[before] == hops[node] + 1:
+                    slowness[before] = min(slowness[before], through)
+        return found
