@@ -33,6 +33,8 @@ from devices._observer import Called, Ended, Observer
 if TYPE_CHECKING:
     from torch.distributed.tensor import Partial, Replicate, Shard
 
+    from devices import catalogue as catalogue
+    from devices import testing as testing
     from devices import topology as topology
     from devices._collectives import (
         all_gather,
@@ -186,8 +188,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name, and torch where it needs it, when it is first asked for."""
-    if name == "topology":
-        return importlib.import_module("devices.topology")
+    if name in ("catalogue", "testing", "topology"):
+        return importlib.import_module(f"devices.{name}")
     if name not in _LAZY:
         from devices.errors import did_you_mean
 

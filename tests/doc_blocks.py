@@ -103,7 +103,7 @@ def empty_environment(folder: Path) -> Path:
     return folder / "bin"
 
 
-def run(command: Sequence[str], cwd: Path, environment: Mapping[str, str], timeout: float = 120) -> str:
+def run(command: Sequence[str], cwd: Path, environment: Mapping[str, str], timeout: float = 400) -> str:
     """Run a command and return what it printed; it must end well."""
     done = subprocess.run(
         command, cwd=cwd, env=environment, text=True, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

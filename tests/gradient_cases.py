@@ -266,7 +266,7 @@ def compared(case: Case, rank: int, size: int) -> Tried:
 
 def refusals() -> list[str]:
     """Return what each refused gradient said, on this rank."""
-    with devices.init(timeout=20) as world:
+    with devices.init(timeout=100) as world:
         size, said = world.size, []
         x = torch.ones(2 * size, requires_grad=True)
         for op in ("min", "max", "prod"):

@@ -42,7 +42,7 @@ def run(
     function: Callable[..., Any],
     *args: Any,
     env: Mapping[str, str] | None = None,
-    timeout: float = 60,
+    timeout: float = 400,
 ) -> list[Any]:
     """Return what `function(*args)` returned on each of `ranks` processes, with torchrun's variables set.
 
@@ -59,7 +59,7 @@ def outcomes(
     function: Callable[..., Any],
     *args: Any,
     env: Mapping[str, str] | None = None,
-    timeout: float = 60,
+    timeout: float = 400,
     grace: float = 20,
 ) -> list[tuple[str, Any]]:
     """Return how `function(*args)` ended on each rank: "returned", "raised", "died" or "did not finish", and what.

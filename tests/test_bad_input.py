@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import Replicate
 
 import devices
+import devices.testing
 from devices.errors import ArgumentError, CollectiveError, DtypeError, MeshError, PlacementError, WorldError
 
 Tensor = torch.Tensor
@@ -136,7 +137,7 @@ def _said(bad: Bad) -> str:
 
 def _alone_on_rank_0() -> tuple[int, list[str]]:
     """Let rank 0 alone call what is bad, then all ranks a barrier: had anything been sent, it would be in the way."""
-    with devices.init(timeout=20) as world:
+    with devices.init(timeout=100) as world:
         said = []
         inputs = _inputs(world)
         if world.rank == 0:
@@ -156,7 +157,7 @@ def test_bad_input_is_an_error_on_the_calling_rank_before_anything_is_sent(size:
 
 
 def _bad_scatter() -> list[str]:
-    with devices.init(timeout=20) as world:
+    with devices.init(timeout=100) as world:
         bad: list[tuple[Any, dict[str, Any]]] = [
             (None, {}),
             (torch.ones(4), {}),

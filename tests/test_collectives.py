@@ -25,7 +25,7 @@ over_groups = pytest.mark.parametrize(
 @functools.cache
 def _tried(transport: str, size: int) -> list[dict[str, tuple[int, list[str]]]] | Exception:
     try:
-        return ranks.run(size, verb_cases.run_all, transport, timeout=120)
+        return ranks.run(size, verb_cases.run_all, transport)
     except ranks.RankFailed as error:
         return error
 

@@ -16,7 +16,7 @@ FOUND = [*compile_cases.NAMES, "send and recv", "one group after another", "one 
 @functools.cache
 def _everything() -> list[tuple[compile_cases.Found, list[str]]] | Exception:
     try:
-        return ranks.run(2, compile_cases.everything, "aot_eager", timeout=200)
+        return ranks.run(2, compile_cases.everything, "aot_eager")
     except ranks.RankFailed as error:
         return error
 
@@ -60,7 +60,7 @@ def test_what_is_not_compiled_says_so() -> None:
 
 def test_a_world_of_one_compiles_over_every_kind_of_group() -> None:
     names = ("all_reduce weighted", "all_gather")
-    found = ranks.run(1, compile_cases.compile_all, "aot_eager", names, True, timeout=120)
+    found = ranks.run(1, compile_cases.compile_all, "aot_eager", names, True)
     for name in names:
         _hold(found, name)
 
@@ -69,6 +69,6 @@ def test_inductor_compiles_verbs_and_keeps_those_whose_result_a_rank_does_not_us
     if not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("needs a C++ compiler, found neither g++ nor clang++")
     names = ("twice", "used by one rank")
-    found = ranks.run(2, compile_cases.compile_all, "inductor", names, False, timeout=250)
+    found = ranks.run(2, compile_cases.compile_all, "inductor", names, False)
     for name in names:
         _hold(found, name)

@@ -107,6 +107,6 @@ def opens(folder: str) -> str:
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux, where processes can be watched")
 def test_a_rank_that_dies_while_a_plugin_opens_the_world_is_an_error_at_once(tmp_path: Path) -> None:
     Site(tmp_path).add("toy", PREAMBLE + DIES + GOOD_HOOK)
-    (kind, said), (died, _) = ranks.outcomes(2, opens, str(tmp_path), timeout=120)
+    (kind, said), (died, _) = ranks.outcomes(2, opens, str(tmp_path))
     assert (kind, died) == ("returned", "died")
     assert said.startswith("CollectiveError: rank 0 of 2 in group '0': rank 1 died, and this rank waits for what")

@@ -38,7 +38,7 @@ def over_both(program: Callable[..., Any], tolerance: float, args: tuple[Any, ..
 
 
 def same(size: int, program: Callable[..., Any], *args: Any, tolerance: float = 0.0) -> None:
-    ranks.run(size, over_both, program, tolerance, args, timeout=120)
+    ranks.run(size, over_both, program, tolerance, args)
 
 
 class MLP(nn.Module):

@@ -41,7 +41,7 @@ def devices_backend():
 class Site:
     """A folder of throwaway plugins, and a fresh interpreter that finds them."""
 
-    def __init__(self, folder: Path, timeout: float = 120) -> None:
+    def __init__(self, folder: Path, timeout: float = 400) -> None:
         self.folder = folder
         self.timeout = timeout
 

@@ -16,7 +16,7 @@ from plain import even, joined, make, part_of, reduced, same_bits
 import devices
 
 Tensor = torch.Tensor
-TIMEOUT = 20.0
+TIMEOUT = 200.0
 
 
 class Tried:

@@ -290,7 +290,7 @@ def _with_a_bad_peer(path: str, how: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_promise_is_kept_where_the_table_says_so_and_only_there(path: str, tmp_path: Path) -> None:
-    on_ranks = ranks.run(2, _kept, path, env={"DEVICES_NO_PICKLE": "1"}, timeout=100)
+    on_ranks = ranks.run(2, _kept, path, env={"DEVICES_NO_PICKLE": "1"})
     found = {text: all(kept[text] for kept in on_ranks) for text in CHECKS}
     for how in ("dead", "raises", "late", "other"):
         folder = tmp_path / how

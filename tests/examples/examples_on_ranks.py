@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 def run(name: str, *options: str, on: int) -> None:
     """Run an example on `on` ranks and raise what any of them raised."""
-    ranks.run(on, _run, name, options, timeout=200)
+    ranks.run(on, _run, name, options)
 
 
 def _run(name: str, options: tuple[str, ...]) -> None:
@@ -37,7 +37,7 @@ def start(program: Path, *options: str, torchrun: tuple[str, ...] = (), **variab
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 200) -> str:
+def finish(process: subprocess.Popen[str], timeout: float = 400) -> str:
     """Wait until the program ends well and return what it printed."""
     try:
         printed, _ = process.communicate(timeout=timeout)

@@ -38,10 +38,10 @@ def losses(folder: Path) -> list[float]:
 
 def test_losses_are_those_of_one_process_however_the_batch_is_split(tmp_path: Path) -> None:
     exact = "--dtype=float64"
-    ranks.run(1, train, (exact, f"--out={tmp_path / 'one'}"), timeout=120)
+    ranks.run(1, train, (exact, f"--out={tmp_path / 'one'}"))
     one = losses(tmp_path / "one")
     # The last rank is too slow for a single window.
-    ranks.run(3, train, (exact, "--speeds=4,2.5,0.01", f"--out={tmp_path / 'three'}"), timeout=120)
+    ranks.run(3, train, (exact, "--speeds=4,2.5,0.01", f"--out={tmp_path / 'three'}"))
     assert losses(tmp_path / "three") == pytest.approx(one, rel=1e-10)
     # As a user starts it, each rank measured.
     options = (*TINY, exact, "--measure=1", f"--out={tmp_path / 'measured'}")
@@ -51,9 +51,9 @@ def test_losses_are_those_of_one_process_however_the_batch_is_split(tmp_path: Pa
 
 
 def test_losses_are_those_of_one_process_over_cpus_and_the_standin(tmp_path: Path) -> None:
-    ranks.run(1, train, (f"--out={tmp_path / 'one'}",), timeout=120)
+    ranks.run(1, train, (f"--out={tmp_path / 'one'}",))
     with standin():
         backends = ("cpu", "neuron", "neuron")
         options = ("--speeds=1,2,4", f"--out={tmp_path / 'mixed'}")
-        ranks.run(3, train, options, backends, env=variables(tmp_path), timeout=200)
+        ranks.run(3, train, options, backends, env=variables(tmp_path))
     assert losses(tmp_path / "mixed") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)

@@ -13,19 +13,19 @@ pytestmark = [pytest.mark.slow, NEEDS_SHARED_MEMORY]
 
 @pytest.mark.parametrize("size", sorted({law.ranks for law in LAWS.values()}))
 def test_the_laws_of_a_fabric_hold_among_processes(size: int) -> None:
-    for rank, found in enumerate(ranks.run(size, cases.laws, timeout=120)):
+    for rank, found in enumerate(ranks.run(size, cases.laws)):
         assert found == {name: law.expected[rank] for name, law in LAWS.items() if law.ranks == size}
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_executor_computes_every_schedule_as_plain_torch_does(size: int) -> None:
-    for number in ranks.run(size, cases.schedules_compute_their_verbs, timeout=200):
+    for number in ranks.run(size, cases.schedules_compute_their_verbs):
         assert number > 100
 
 
 @pytest.mark.parametrize("scheduled", [False, True], ids=["through a root", "as schedules"])
 def test_all_verbs_give_what_plain_torch_computes(scheduled: bool) -> None:
-    for number in ranks.run(3, cases.all_verbs, scheduled, timeout=120):
+    for number in ranks.run(3, cases.all_verbs, scheduled):
         assert number > 100
 
 
@@ -39,7 +39,7 @@ def test_what_lies_in_fabric_memory_is_read_there_and_the_rest_is_copied() -> No
 
 
 def test_exports_are_given_back_when_they_were_read_and_more_than_fit_is_an_error() -> None:
-    for said, growth in ranks.run(2, cases.many_exports_and_their_memory, timeout=120):
+    for said, growth in ranks.run(2, cases.many_exports_and_their_memory):
         assert "are still to be read by peers" in said
         assert growth < 100_000_000, "200 exports of 2 MB are not all kept"
 
@@ -51,7 +51,7 @@ def test_nothing_is_left_behind() -> None:
 
 
 def test_whatever_goes_wrong_on_a_rank_the_others_are_told() -> None:
-    for rank, found in enumerate(ranks.run(3, cases.errors_of_all_kinds, timeout=120)):
+    for rank, found in enumerate(ranks.run(3, cases.errors_of_all_kinds)):
         kinds = {name: kind for name, (kind, _, _) in found.items()}
         said = {name: text for name, (_, text, _) in found.items()}
         assert kinds["mismatch"] == kinds["other verb"] == "MismatchError"
@@ -76,7 +76,7 @@ def test_whatever_goes_wrong_on_a_rank_the_others_are_told() -> None:
     ("case", "says"), [(cases.a_rank_dies, r") died"), (cases.a_rank_raises, "it raised KeyError: 'batch 7 is bad'")]
 )
 def test_a_rank_that_ends_is_named_with_its_error(case: object, says: str) -> None:
-    ended = ranks.outcomes(3, case, timeout=90)  # type: ignore[arg-type]
+    ended = ranks.outcomes(3, case)  # type: ignore[arg-type]
     for rank in (0, 2):
         kind, said = ended[rank]
         assert kind == "returned", said

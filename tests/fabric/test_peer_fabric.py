@@ -21,13 +21,13 @@ pytestmark = [pytest.mark.slow, NEEDS_SHARED_MEMORY]
 
 @pytest.mark.parametrize("size", sorted({law.ranks for law in LAWS.values()}))
 def test_the_laws_of_a_fabric_hold_over_mapped_memory(size: int) -> None:
-    for rank, found in enumerate(ranks.run(size, cases.laws, timeout=120)):
+    for rank, found in enumerate(ranks.run(size, cases.laws)):
         assert found == {name: law.expected[rank] for name, law in LAWS.items() if law.ranks == size}
 
 
 @pytest.mark.parametrize("scheduled", [False, True], ids=["through a root", "as schedules"])
 def test_every_verb_is_right_over_mapped_memory_and_all_of_it_is_given_back(scheduled: bool) -> None:
-    for note, left in ranks.run(3, cases.all_verbs, scheduled, timeout=120):
+    for note, left in ranks.run(3, cases.all_verbs, scheduled):
         assert note.startswith(
             "through memory that the ranks map of each other's devices, for a test; messages between"
         )
@@ -35,7 +35,7 @@ def test_every_verb_is_right_over_mapped_memory_and_all_of_it_is_given_back(sche
 
 
 def test_every_verb_is_right_where_one_rank_alone_goes_through_host_memory() -> None:
-    ranks.run(3, cases.staged_beside_others, timeout=120)
+    ranks.run(3, cases.staged_beside_others)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_peer_would_read_too_early_if_the_host_did_not_wait_for_the_stream() -
 
 
 def test_a_peer_that_is_killed_is_an_error_and_what_it_had_mapped_is_freed() -> None:
-    survivor, died = ranks.outcomes(2, cases.dies, timeout=60)
+    survivor, died = ranks.outcomes(2, cases.dies)
     assert died[0] == "died"
     assert survivor[0] == "returned", survivor
     said, left = survivor[1]
@@ -68,7 +68,7 @@ def test_a_peer_that_is_killed_is_an_error_and_what_it_had_mapped_is_freed() -> 
 
 
 def test_memory_that_a_rank_could_not_unmap_is_not_freed_and_the_rest_is_unmapped() -> None:
-    (said, left), *others = ranks.run(3, cases.cannot_unmap, timeout=120)
+    (said, left), *others = ranks.run(3, cases.cannot_unmap)
     assert said == "the driver is gone it was segment 0 of rank 2 of the group, mapped by rank 0"
     # Its own is freed, as all others have left; one segment of a peer is still mapped.
     assert left == [0, 1]

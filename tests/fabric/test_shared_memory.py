@@ -22,23 +22,23 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason), reason=f"needs 
 @pytest.mark.parametrize("case", cases.CASES, ids=lambda case: case.__name__)
 @pytest.mark.parametrize("size", [2, 3])
 def test_every_rank_gets_what_plain_torch_computes(size: int, case: Callable[..., Any]) -> None:
-    ranks.run(size, case, timeout=120)
+    ranks.run(size, case)
 
 
 @pytest.mark.parametrize("counts", [[5, 0, 7], [0, 0, 0], [70_001, 3, 600_000]])
 def test_uneven_parts_arrive_whole(counts: list[int]) -> None:
-    ranks.run(3, cases.uneven_parts, counts, timeout=120)
+    ranks.run(3, cases.uneven_parts, counts)
 
 
 def test_tensors_in_fabric_memory_are_reduced_where_they_lie_and_given_back() -> None:
-    for total, growth in ranks.run(3, cases.fabric_memory, timeout=120):
+    for total, growth in ranks.run(3, cases.fabric_memory):
         assert total == 0.0, "memory that is given out again is zeros"
         assert growth < 200_000_000, "20 tensors of 40 MB, one after the other, are not all kept"
 
 
 @pytest.mark.parametrize("size", [3, 5])
 def test_sums_have_the_same_bits_on_all_ranks_however_each_calls(size: int) -> None:
-    first, *others = ranks.run(size, cases.same_bits, timeout=120)
+    first, *others = ranks.run(size, cases.same_bits)
     assert len(set(first)) == len(first) // 3, "and in every turn"
     assert all(found == first for found in others)
 
@@ -60,7 +60,7 @@ def test_a_rank_that_goes_is_named_to_all_others(act: str, says: str) -> None:
 
 
 def test_the_ranks_that_are_left_recover() -> None:
-    ended = ranks.outcomes(4, cases.recovers, timeout=90)
+    ended = ranks.outcomes(4, cases.recovers)
     assert ended[1][0] == "died"
     for now, before in enumerate((0, 2, 3)):
         kind, said = ended[before]
@@ -88,7 +88,7 @@ def test_a_forked_child_has_fabric_memory_of_its_own() -> None:
 
 
 def test_ranks_recover_also_where_a_group_has_a_message_left() -> None:
-    ended = ranks.outcomes(3, cases.recovers_with_a_group_that_has_a_message_left, timeout=90)
+    ended = ranks.outcomes(3, cases.recovers_with_a_group_that_has_a_message_left)
     assert [kind for kind, _ in ended] == ["returned", "returned", "died"], ended
     assert [said for _, said in ended[:2]] == [[2.0, 2.0]] * 2
 
@@ -100,7 +100,7 @@ def test_a_message_of_a_rank_that_died_is_over() -> None:
 
 
 def test_many_threads_may_wait_for_messages_at_once() -> None:
-    ranks.run(2, cases.many_threads_wait, 8, timeout=150)
+    ranks.run(2, cases.many_threads_wait, 8)
 
 
 def test_a_sum_that_overflows_is_infinite_and_warns_no_more_than_torch_does() -> None:
@@ -129,7 +129,7 @@ def test_no_file_is_made() -> None:
 
 
 def test_groups_that_are_closed_leave_no_descriptor_open() -> None:
-    for few, many in ranks.run(2, cases.opens_and_closes_groups, 60, timeout=120):
+    for few, many in ranks.run(2, cases.opens_and_closes_groups, 60):
         assert many <= few + 2
 
 

@@ -99,7 +99,7 @@ def test_training_on_two_hosts_with_a_rank_that_dies_gives_the_losses_of_one_hos
     two = json.loads((tmp_path / "out-0" / "losses.json").read_text())
     assert not (tmp_path / "out-1").exists(), "rank 0, which writes, is on the first host"
 
-    ranks.run(4, _train, tmp_path / "one", timeout=100)
+    ranks.run(4, _train, tmp_path / "one")
     one = json.loads((tmp_path / "one" / "losses.json").read_text())
     assert len(one["losses"]) == 6
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-12)

@@ -34,7 +34,7 @@ def kept(folder: str) -> dict[str, bool]:
 def test_over_a_vendors_group_a_promise_is_kept_where_the_table_says_so(tmp_path: Path) -> None:
     native_site.install(tmp_path)
     environment = {**native_site.ENVIRONMENT, "DEVICES_NO_PICKLE": "1"}
-    on_ranks = ranks.run(2, kept, str(tmp_path), env=environment, timeout=120)
+    on_ranks = ranks.run(2, kept, str(tmp_path), env=environment)
     promised = table()
     assert set(promises.CHECKS) <= promised.keys()
     for text in promises.CHECKS:

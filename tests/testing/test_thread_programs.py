@@ -48,7 +48,7 @@ def on_a_thread(_: World, program: Callable[..., Any], args: tuple[Any, ...]) ->
 
 @functools.cache
 def expected(size: int, program: Callable[..., Any], args: tuple[Any, ...]) -> list[bytes]:
-    return ranks.run(size, over_gloo, program, args, timeout=120)
+    return ranks.run(size, over_gloo, program, args)
 
 
 def same(size: int, program: Callable[..., Any], *args: Any, tolerance: float = 0.0, **how: Any) -> None:
