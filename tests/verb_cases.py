@@ -403,6 +403,12 @@ def messages(tried: Tried, where: Where) -> None:
         found = _unchanged(tried, devices.recv, torch.zeros_like(xs[rank]), group, src=before)
         tried.exact(found, xs[before], "recv", dtype, shape)
         tried.exact(work.result(), None, "send")
+        # Of what is received into nothing is read, so that the result may lie there.
+        x = torch.zeros_like(xs[rank])
+        work = devices.send(xs[rank], group, dst=after, async_op=True)
+        tried.exact(devices.recv(x, group, src=before, out=x) is x, True, "recv into itself", dtype, shape)
+        tried.exact(x, xs[before], "recv into itself", dtype, shape)
+        work.wait()
     x = make(rank, (4, 3), torch.float32)
     if rank == 0:
         devices.send(x.t(), group, dst=1)

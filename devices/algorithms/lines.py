@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import sysconfig
 import threading
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 
@@ -36,6 +37,7 @@ def line_of(frame: FrameType | None) -> str:
     return NOWHERE
 
 
+@lru_cache(1000)
 def is_of_program(file: str) -> bool:
     """Return whether a file of code is the program's: neither ours, nor the standard library's, nor installed."""
     return not (file.startswith(_OTHERS) or "/site-packages/" in file)

@@ -12,6 +12,8 @@ from typing import Any, Final
 import torch
 
 from devices.algorithms.arithmetic import MEANINGFUL
+from devices.algorithms.executor import COLLECTIVE_TAG
+from devices.algorithms.observed import AnyVerbs
 from devices.calls.groups import GroupLike, verbs_over
 from devices.calls.packing import Tensor, Tensors
 
@@ -137,6 +139,41 @@ def permute(x: Any, group: GroupLike, pairs: Sequence[tuple[int, int]], out: Ten
         return result
     verbs.permute(None, flat(x), ways)
     return result.zero_()
+
+
+def send(x: Any, group: GroupLike, dst: int, tag: int) -> Any:
+    if not is_plain(x):
+        return NOT_PLAIN
+    verbs = verbs_over(group, x)
+    if not _is_message(verbs, dst, tag):
+        return NOT_PLAIN
+    verbs.send(flat(x), dst, tag)
+    return None
+
+
+def recv(x: Any, group: GroupLike, src: int, tag: int, out: Tensors | None) -> Any:
+    if not is_plain(x):
+        return NOT_PLAIN
+    verbs = verbs_over(group, x)
+    # Nothing of `x` is read, so that it may be the result itself.
+    result: Tensor | None = x
+    if out is not x:
+        result = result_like(x, x.shape, out)
+    if result is None or not _is_message(verbs, src, tag):
+        return NOT_PLAIN
+    verbs.recv(flat(result), src, tag)
+    return result
+
+
+def _is_message(verbs: AnyVerbs, peer: int, tag: int) -> bool:
+    group = verbs.group
+    return (
+        type(peer) is int
+        and 0 <= peer < group.size
+        and peer != group.rank
+        and type(tag) is int
+        and 0 <= tag < COLLECTIVE_TAG
+    )
 
 
 def flat(x: Tensor) -> Tensor:

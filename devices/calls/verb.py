@@ -321,7 +321,7 @@ class Verb:
         targets = None if out is None else self.check_out(out)
         pendings, flats = [], []
         for job in self._jobs:
-            into = None if targets is None else _flat_target(job, targets)
+            into = None if targets is None else _flat_target(job, targets, is_read=False)
             flat = job.given.new_empty(job.given.numel()) if into is None else into
             pendings.append(self.verbs.recv(flat, src, tag, async_op=async_op))
             flats.append(flat)
@@ -410,12 +410,12 @@ def _unread(tensors: Sequence[Tensor], numel: int) -> Tensor:
     return tensors[0].new_zeros(1).requires_grad_(needs_gradient).expand(numel)
 
 
-def _flat_target(job: _Job, targets: Sequence[Tensor]) -> Tensor | None:
-    """Return the user's tensor as the flat result itself, where it can be."""
+def _flat_target(job: _Job, targets: Sequence[Tensor], is_read: bool = True) -> Tensor | None:
+    """Return the user's tensor as the flat result itself, where it can be; `is_read` tells whether the input is."""
     target = targets[job.places[0]]
     if len(job.places) > 1 or not job.in_order or not target.is_contiguous() or target.is_conj() or target.is_neg():
         return None
-    if target.untyped_storage().data_ptr() == job.given.untyped_storage().data_ptr():
+    if is_read and target.untyped_storage().data_ptr() == job.given.untyped_storage().data_ptr():
         is_itself = target.data_ptr() == job.given.data_ptr() and job.call.verb in ("all_reduce", "broadcast")
         if not is_itself:
             return None

@@ -106,6 +106,15 @@ def messages() -> None:
             devices.send(of(number, 3), dst=right)
         for number in range(50):
             _same(devices.recv(torch.empty(3), src=left), of(number, 3))
+        # Bytes of odd lengths at odd places, which end anywhere in what the messages go through.
+        for number in range(60):
+            size = number * 7919 + number % 3
+            whole = torch.arange(size + 1).to(torch.uint8)
+            work = devices.send(whole[1:], dst=right, async_op=True)
+            got = torch.zeros(size, dtype=torch.uint8)
+            assert devices.recv(got, src=left, out=got) is got
+            assert torch.equal(got, whole[1:]), (number, size)
+            work.wait()
         if me:
             dist.send(of(me, 4), dst=0)
         else:

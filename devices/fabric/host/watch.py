@@ -18,6 +18,9 @@ from devices.fabric.host.segment import Segment
 YIELDING = 0.001
 """For so many seconds a rank gives its core away and looks again; then it sleeps between two looks."""
 
+LOOKING = 0.01
+"""So many seconds lie between two looks at whether the peers are still there."""
+
 LOOKS = 200
 """So many times a rank gives its core away before it looks at the clock."""
 
@@ -62,6 +65,7 @@ class Watch:
         self._is_crowded = group.size > len(os.sched_getaffinity(0))
         self.spins = 0 if self._is_crowded else 100
         self._alone = 0
+        self._awake = 0.0
         self._main = threading.main_thread().ident
         self._cause = ""
         self.forget()
@@ -130,25 +134,31 @@ class Watch:
         about: Callable[[], str],
     ) -> None:
         # A thread that Python's other threads wait for must not spin: it would hold Python's lock.
-        if threading.get_ident() == self._main:
+        is_main = threading.get_ident() == self._main
+        if is_main:
             for _ in range(self.spins):
                 if ready():
                     return
-            yielding = _now() + YIELDING
-            while _now() < yielding:
-                if ready():
-                    return
-                _sched_yield()
         start = _now()
+        self._awake = start + YIELDING
+        looked = self._awake - LOOKING
         nap = NAP
-        looked = 0.0
         while not ready():
             now = _now()
-            if now - looked > 0.01:
+            if now - looked > LOOKING:
                 looked = now
                 self.look(ready, missing, about, now - start)
+            if now < self._awake:
+                nap = NAP
+                if is_main:
+                    _sched_yield()
+                    continue
             time.sleep(nap)
             nap = min(nap * 1.1, LONG_NAP)
+
+    def stay_awake(self) -> None:
+        """Let whoever waits not go to sleep yet: what it waits for has come a step nearer."""
+        self._awake = _now() + YIELDING
 
     def look(
         self, ready: Callable[[], bool], missing: Callable[[], Sequence[int]], about: Callable[[], str], waited: float
