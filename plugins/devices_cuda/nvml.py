@@ -153,7 +153,10 @@ def _with_links(asked: _Asked, files: Sysfs, gpu: Gpu, handle: Any) -> Gpu:
 
 def _nearest_node(asked: _Asked, who: str, handle: Any) -> int | None:
     said = asked.call(who, "nvmlDeviceGetMemoryAffinity", handle, _WORDS_OF_NODES, 0)
-    words = [] if said is None else list(said)
+    # An array of ctypes, which is no sequence by name.
+    words = [] if isinstance(said, (bytes, str)) or not hasattr(said, "__getitem__") else list(said)
+    if any(_whole(word, 0, 2**64 - 1) is None for word in words):
+        return None
     # Nodes of the GPU's own memory may be in the set too; the host's come first.
     return next((64 * place + (word & -word).bit_length() - 1 for place, word in enumerate(words) if word), None)
 
@@ -314,7 +317,7 @@ def _whole(said: Any, least: int, most: int) -> int | None:
 
 
 def _known(names: dict[int, str], code: Any) -> str | None:
-    return names.get(code) if isinstance(code, int) else None
+    return names.get(code) if isinstance(code, int) and not isinstance(code, bool) else None
 
 
 def _pci(info: Any) -> str | None:

@@ -147,6 +147,9 @@ FAULTS: dict[str, Callable[[str], dict[str, Any]]] = {
     "minus one": lambda name: {"says": {name: -1}},
     "not available": lambda name: {"says": {name: 2**64 - 1}},
     "an empty list": lambda name: {"says": {name: []}},
+    "a truth": lambda name: {"says": {name: True}},
+    "bytes": lambda name: {"says": {name: b"\xff"}},
+    "a list of fractions": lambda name: {"says": {name: [1.5]}},
 }
 """What goes wrong with one function of NVML."""
 
