@@ -51,15 +51,17 @@ def _worst_for_gathering(capacities: Capacities, weights: Mapping[int, int]) -> 
         ),
     )  # fmt: skip
     inside = tuple(node == cut for node in range(capacities.size))
+    graph = _fed(capacities, time, weights)
     for sink in alike:
         while True:
-            graph = _fed(capacities, time, weights)
+            graph.reset()
             wanted = total * time.denominator
             if graph.flow(capacities.size, sink, wanted) == wanted:
                 break
             inside = tuple(graph.reaching(sink)[: capacities.size])
             heard = sum(weight for node, weight in weights.items() if inside[node])
             time = Fraction(total - heard, capacities.into(inside))
+            graph = _fed(capacities, time, weights)
     return time, inside
 
 
@@ -224,6 +226,7 @@ def _fed(capacities: Capacities, time: Fraction, weights: Mapping[int, int]) -> 
     _add_links(graph, capacities, time.numerator)
     for node, weight in weights.items():
         graph.add(capacities.size, node, weight * time.denominator)
+    graph.keep()
     return graph
 
 

@@ -57,16 +57,20 @@ class Direct:
     def arcs(self) -> tuple[Numbers, Rates]:
         """The numbers of the arcs on each link, as many for all, and the capacity of each arc.
 
-        The last arc is none, and fills up what is short. Where arcs are as fast both ways the two are one.
+        The last arc is none, and fills up what is short.
         """
+        return self._numbered([list(itertools.pairwise(path)) for path in self.paths])
+
+    @cached_property
+    def cables(self) -> tuple[Numbers, Rates]:
+        """The same of the cables on each link and its reverse, where all are as fast both ways."""
+        return self._numbered(
+            [[(min(ends), max(ends)) for ends in itertools.pairwise(path)] for path in self.paths[::2]]
+        )
+
+    def _numbered(self, ways: Sequence[Sequence[tuple[int, int]]]) -> tuple[Numbers, Rates]:
         numbers: dict[tuple[int, int], int] = {}
-        rows = []
-        for path in self.paths:
-            ends = [
-                arc[::-1] if self.capacities.is_symmetric and arc[0] > arc[1] else arc
-                for arc in itertools.pairwise(path)
-            ]
-            rows.append([numbers.setdefault(arc, len(numbers)) for arc in ends])
+        rows = [[numbers.setdefault(arc, len(numbers)) for arc in way] for way in ways]
         longest = max(map(len, rows))
         table = np.array([[*row, *[len(numbers)] * (longest - len(row))] for row in rows], dtype=np.int64)
         return table, np.array([*(float(self.capacities.arcs[arc]) for arc in numbers), np.inf])

@@ -60,7 +60,7 @@ def grown_forest(capacities: Capacities, shares: Mapping[int, Fraction]) -> Fore
                 if hop >= 0:
                     for arc in itertools.pairwise(paths[hop]):
                         loads[numbers[arc]] -= units[place]
-            trees[place] = _tree(root, float(units[place]), count, ways, rates, loads)
+            trees[place] = grown_tree(root, float(units[place]), count, ways, rates, loads)
     totals: dict[tuple[int, int], int] = {}
     for (_, _, hops), some in zip(trees, units, strict=True):
         for hop in hops:
@@ -112,7 +112,7 @@ def _near(paths: list[Path], ranks: Mapping[int, int]) -> list[Path]:
     return found
 
 
-def _tree(
+def grown_tree(
     root: int, units: float, count: int, ways: list[list[Way]], rates: list[float], loads: list[float]
 ) -> tuple[list[int], list[int], list[int]]:
     """Grow a tree, and add what it carries to the loads."""

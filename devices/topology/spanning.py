@@ -6,7 +6,7 @@ ones carry less, and fill what the others left uneven.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def spanning_forest(links: Direct, time: float) -> Forest:
         links: each followed by its reverse.
         time: the least that could be, for each unit of capacity and all data being 1.
     """
-    growth = _Growth(links, time)
+    growth = Growth(links, time)
     # The order among cables that are alike in all else: any, but the same each time.
     chance = np.random.default_rng(0)
     units = [some for count, some in TREES for _ in range(count)]
@@ -36,24 +36,23 @@ def spanning_forest(links: Direct, time: float) -> Forest:
     return links.forest(roots, units, table)
 
 
-class _Growth:
+class Growth:
     """How full the cables are while one tree after the other is added."""
 
     def __init__(self, links: Direct, time: float) -> None:
         self.size = links.size
         self.time = time
-        self.total = 0
+        self.total = 0.0
         self.ones, self.others = links.sources[::2], links.targets[::2]
         self.distances = links.distances
-        table, self.rates = links.arcs
-        self.table = table[::2]
+        self.table, self.rates = links.cables
         last = len(self.rates) - 1
         self.arcs = [[arc for arc in row if arc != last] for row in self.table.tolist()]
         self.listed_rates = self.rates.tolist()
         self.mean = float(self.rates[:-1].mean())
         self.loads = [0.0] * len(self.rates)
 
-    def chosen(self, some: int, start: int, chance: np.random.Generator) -> list[int]:
+    def chosen(self, some: float, start: int, chance: np.random.Generator) -> list[int]:
         """Return the emptiest cables that join all devices, and load them.
 
         Args:
@@ -97,33 +96,40 @@ class _Growth:
         return found
 
 
-def _hung(links: Direct, chosen: list[int], start: int) -> tuple[int, list[int]]:
+def hung_from(links: Direct, chosen: Sequence[int], root: int) -> list[int]:
+    """Return for each rank the link that enters it if the root is the top of a tree of cables."""
+    entering = [-1] * links.size
+    for rank, link in _walk(_around(links, chosen), root):
+        entering[rank] = link
+    return entering
+
+
+def _hung(links: Direct, chosen: Sequence[int], start: int) -> tuple[int, list[int]]:
     """Return the middle of a tree, and for each rank the link that enters it from there."""
+    around = _around(links, chosen)
+    # The last that is reached from anywhere is one end of a longest path.
+    *_, (end, _) = _walk(around, start)
+    before = [-1] * links.size
+    for rank, link in _walk(around, end):
+        before[rank] = link
+    way = [rank]
+    while way[-1] != end:
+        way.append(int(links.sources[before[way[-1]]]))
+    middle = way[len(way) // 2]
+    return middle, hung_from(links, chosen, middle)
+
+
+def _around(links: Direct, chosen: Sequence[int]) -> list[list[tuple[int, int]]]:
+    """Return for each rank the others that cables lead to, and the links to them."""
     around: list[list[tuple[int, int]]] = [[] for _ in range(links.size)]
     ones, others = links.sources[::2][chosen].tolist(), links.targets[::2][chosen].tolist()
     for cable, one, other in zip(chosen, ones, others, strict=True):
         around[one].append((other, 2 * cable))
         around[other].append((one, 2 * cable + 1))
-    # The last that is reached from anywhere is one end of a longest path.
-    *_, (end, _) = _walk(around, start)
-    entering = [-1] * links.size
-    far = end
-    for rank, link in _walk(around, end):
-        entering[rank] = link
-        far = rank
-    length = 0
-    rank = far
-    while rank != end:
-        rank = int(links.sources[entering[rank]])
-        length += 1
-    for _ in range(length // 2):
-        far = int(links.sources[entering[far]])
-    for rank, link in _walk(around, far):
-        entering[rank] = link
-    return far, entering
+    return around
 
 
-def _walk(around: list[list[tuple[int, int]]], root: int) -> Iterator[tuple[int, int]]:
+def _walk(around: Sequence[Sequence[tuple[int, int]]], root: int) -> Iterator[tuple[int, int]]:
     """Yield each rank, the nearest first, and the link that enters it."""
     seen = [False] * len(around)
     seen[root] = True

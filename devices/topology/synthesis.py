@@ -26,6 +26,7 @@ from devices.topology.grown import grown_forest
 from devices.topology.orientation import oriented
 from devices.topology.packing import packed_forest
 from devices.topology.programs import Route
+from devices.topology.rehung import rehung_forest
 from devices.topology.spanning import spanning_forest
 from devices.topology.translations import translations
 
@@ -109,7 +110,8 @@ def synthesize(topology: Topology, verb: str, root: int = 0) -> Plan:
 
     Up to `EXACT` devices it is as fast as the bound, and on any number of devices of a few kinds to `NEAR`; only an
     all_to_all, whose bound need not be reached, and graphs whose links are not as fast one way as the other may keep it
-    from that. `Plan.ratio` says how close it is. An all_reduce has shares that fit where devices differ.
+    from that. On more devices that are not alike, as where a cable is damaged, it is near the bound, and nothing is
+    promised. `Plan.ratio` says how close it is. An all_reduce has shares that fit where devices differ.
 
     Args:
         topology: whose links have bandwidths.
@@ -236,11 +238,19 @@ def _forest(capacities: Capacities, shares: Mapping[int, Fraction], time: Fracti
     if best is not None and _is_enough(best, capacities, time):
         return best
     size = len(capacities.endpoints)
-    if size <= EXACT:
-        # The first is enough unless more enters a switch than leaves it, or less.
-        for longer in LONGER if size <= SMALL else LONGER[:1]:
-            with contextlib.suppress(TopologyError):
-                return packed_forest(capacities, shares, time * longer)
+    if size > EXACT:
+        forests = [rehung_forest(direct(capacities), shares, time)]
+        if best is not None:
+            forests.append(best)
+        # These take long where many devices have data, and are hardly better on cables that are as fast both ways.
+        is_other = max(shares.values()) == 1 or not capacities.is_symmetric
+        if is_other and not _is_enough(forests[0], capacities, time):
+            forests.append(grown_forest(capacities, shares))
+        return min(forests, key=lambda each: each.time(capacities.arcs))
+    # The first is enough unless more enters a switch than leaves it, or less.
+    for longer in LONGER if size <= SMALL else LONGER[:1]:
+        with contextlib.suppress(TopologyError):
+            return packed_forest(capacities, shares, time * longer)
     found = grown_forest(capacities, shares)
     return found if best is None or found.time(capacities.arcs) < best.time(capacities.arcs) else best
 

@@ -186,20 +186,21 @@ def damaged(whole: Topology, gone: int = -1, slow: int = -1) -> Topology:
         damaged(torus((5, 5, 3), 50), gone=7),
         damaged(torus((4, 17), 50, wrap=False), slow=9),
         damaged(machines(9, 8, 450, 50), slow=-1 + len(machines(9, 8, 450, 50).links)),
-        damaged(rails(9, 8, 450, 50), slow=5),
         damaged(fat_tree(9, 8, 4, 50), slow=11),
     ],
-    ids=["torus", "grid", "machines", "rails", "fat tree"],
+    ids=["torus", "grid", "machines", "fat tree"],
 )
-def test_an_all_reduce_is_near_its_bound_where_one_cable_of_many_is_damaged(topology: Topology) -> None:
+def test_one_damaged_cable_of_many_leaves_schedules_near_their_bounds(topology: Topology) -> None:
+    assert 0.995 <= synthesize(topology, "all_gather").ratio <= 1
     plan = synthesize(topology, "all_reduce")
     assert 0.995 <= plan.ratio <= 1
     assert sum(plan.shares) == 1
     assert all(share >= 0 for share in plan.shares)
 
 
-def test_an_all_reduce_on_a_damaged_cluster_is_right() -> None:
-    plan = synthesize(damaged(machines(9, 8, 450, 50), slow=5), "all_reduce")
+@pytest.mark.parametrize("verb", ["all_gather", "all_reduce"])
+def test_a_schedule_on_a_damaged_cluster_is_right(verb: str) -> None:
+    plan = synthesize(damaged(machines(9, 8, 450, 50), slow=5), verb)
     assert reached(plan) <= 1 / plan.bound.check()
 
 
