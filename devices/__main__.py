@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known, unknown = parser.parse_known_args(ours)
     if unknown and command != "check":
         kind = "option" if unknown[0].startswith("-") else "argument"
-        parser.error(f"there is no {kind} {unknown[0]!r}{did_you_mean(unknown[0], options)}")
+        parser.error(f"there is no {kind} {unknown[0]!r}{did_you_mean(unknown[0], options[command or ''])}")
     if known.version:
         print(f"devices {__version__}")
         return 0
@@ -88,8 +88,8 @@ def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return here[options.command](options)
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
-    """Return the parser, and all options that it knows."""
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, list[str]]]:
+    """Return the parser, and the options of each command, and of none."""
     parser = argparse.ArgumentParser(
         prog="devices",
         description="One placement and collectives API on torch, each kind of hardware a plugin.",
@@ -97,20 +97,22 @@ def _parsers() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     parser.add_argument("--version", action="store_true", help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="command")
-    options = ["--help", "--version", "--json"]
+    options = {"": ["--help", "--version"]}
 
     def command(name: str, description: str, statuses: str, json: bool = True) -> Option:
         """Add a command, and return what adds an option or an argument to it."""
         one = commands.add_parser(
             name, help=_COMMANDS[name], description=description, epilog=f"Exit status: {statuses}", allow_abbrev=False
         )
+        options[name] = ["--help"]
         if json:
             one.add_argument("--json", action="store_true", help="print all of it as JSON")
+            options[name].append("--json")
 
         def option(option: str, help: str, **how: Any) -> None:
             one.add_argument(option, help=help, **how)
             if option.startswith("-"):
-                options.append(option)
+                options[name].append(option)
 
         return option
 
@@ -225,8 +227,11 @@ def _calibrate(options: argparse.Namespace) -> int:
 
     from devices.command import calibrate
 
+    into = Path(options.into) if options.into else None
+    if into is not None and into.is_dir():
+        raise DevicesError(f"--into {into}: that is a folder; say the file")
     found = calibrate.calibrate(options.ranks, options.seconds)
-    file = calibrate.keep(found, Path(options.into) if options.into else None)
+    file = calibrate.keep(found, into)
     if options.json:
         print(json.dumps(found.as_data(), indent=2))
     else:
@@ -253,8 +258,14 @@ def _split(given: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _check(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    import threading
+
     from devices.testing import _check, _check_view
 
+    if options.ranks < 1:
+        raise DevicesError(f"--ranks {options.ranks}: a program runs on one rank at least")
+    if not 0 < options.timeout <= threading.TIMEOUT_MAX:
+        raise DevicesError(f"--timeout {options.timeout:g}: it is a number of seconds above 0")
     # What the program prints goes to stderr, so that stdout holds the answer alone.
     with contextlib.redirect_stdout(sys.stderr):
         checked = _check.check(

@@ -16,11 +16,15 @@ def pytest_xdist_auto_num_workers() -> int:
     return cores + cores // 2
 
 
+def pytest_configure() -> None:
+    gc.disable()
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.collectonly:
         return
     if ranks := sys.modules.get("ranks"):
         ranks.warm_up()
     # Torch and some thousand tests stay to the end: to look through them takes a third of a second each time.
-    gc.collect()
     gc.freeze()
+    gc.enable()

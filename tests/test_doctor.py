@@ -133,6 +133,7 @@ def test_a_reader_that_leaves_early_gets_no_traceback(site: Site) -> None:
         (["doctor", "--jsno"], "there is no option '--jsno'; did you mean '--json'?"),
         (["doctor", "now"], "there is no argument 'now'"),
         (["train"], "there is no command 'train'"),
+        (["topo", "--targets", "h100"], "there is no option '--targets'\n"),  # plan has one
     ],
 )
 def test_a_typo_is_answered_with_what_was_meant(
@@ -142,6 +143,32 @@ def test_a_typo_is_answered_with_what_was_meant(
         main(arguments)
     assert left.value.code == 2
     assert told in capsys.readouterr().err
+
+
+MODEL = "plan train --targets h100 --layers 2 --hidden 8 --heads 4 --sequence 16"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("check --ranks 0 program.py", "--ranks 0: a program runs on one rank at least"),
+        ("check --timeout nan program.py", "--timeout nan: it is a number of seconds above 0"),
+        ("check --timeout inf program.py", "--timeout inf: it is a number of seconds above 0"),
+        (f"{MODEL} --parameters inf", "`parameters` of a model is a number above 0, got inf"),
+        (f"{MODEL} --parameters 1e9 --batch 8,0", "--batch 0: there is at least one sequence at a time"),
+        (f"{MODEL} --parameters 1e9 --kv-heads 3", "kv_heads=3 does not divide the 4 heads"),
+        (f"{MODEL} --parameters 1e9 --price -1", "`price` of a chip is a number above 0, got -1.0"),
+        ("calibrate --into .", "--into .: that is a folder; say the file"),
+    ],
+)
+def test_a_number_that_cannot_be_is_told_in_one_line(
+    command: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command.split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"devices {command.split()[0]}: ")
+    assert told in said
+    assert len(said.splitlines()) == 1
 
 
 def test_version_prints_the_version_alone(capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,9 +68,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _numbers(text: str) -> list[int]:
     try:
-        return [int(each) for each in text.split(",")]
+        found = [int(each) for each in text.split(",")]
     except ValueError:
         raise ArgumentError(f"--batch is a number, or several with commas, not {text!r}") from None
+    if min(found) < 1:
+        raise ArgumentError(f"--batch {min(found)}: there is at least one sequence at a time")
+    return found
 
 
 def _mesh(text: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -49,6 +50,13 @@ class Rank:
     missing: tuple[str, ...]
 
 
+def check_given(watts: float | None, price: float | None) -> None:
+    """Refuse what no chip takes or costs."""
+    for name, value in (("watts", watts), ("price", price)):
+        if value is not None and not 0 < value < math.inf:
+            raise ArgumentError(f"`{name}` of a chip is a number above 0, got {value!r}")
+
+
 def rank_of(on: str | Target, dtype: str, watts: float | None = None, price: float | None = None) -> Rank:
     """Return what the catalogue says of a rank.
 
@@ -64,9 +72,7 @@ def rank_of(on: str | Target, dtype: str, watts: float | None = None, price: flo
     target = load(on) if isinstance(on, str) else on
     if not isinstance(target, Target):
         raise ArgumentError(f"a model runs on a target of the catalogue, not on {on!r}")
-    for name, value in (("watts", watts), ("price", price)):
-        if value is not None and not value > 0:
-            raise ArgumentError(f"`{name}` of a chip is a number above 0, got {value!r}")
+    check_given(watts, price)
     chip = target
     while chip.of is not None:
         chip = chip.of

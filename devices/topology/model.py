@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -69,6 +70,10 @@ class Model:
         for name in ("kv_heads", "head", "active"):
             if getattr(self, name) is not None:
                 _positive(name, getattr(self, name))
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ArgumentError(
+                f"kv_heads={self.kv_heads} does not divide the {self.heads} heads, of which each serves as many"
+            )
         if self.dtype not in WIDTHS:
             hint = did_you_mean(str(self.dtype), WIDTHS)
             raise ArgumentError(f"a model computes in one of {', '.join(WIDTHS)}, not in {self.dtype!r}{hint}")
@@ -138,5 +143,5 @@ def check_mesh(model: Model, mesh: dict[str, int]) -> None:
 
 
 def _positive(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
         raise ArgumentError(f"`{name}` of a model is a number above 0, got {value!r}")

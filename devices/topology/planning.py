@@ -8,6 +8,7 @@ from typing import Any, final
 
 from devices.catalogue import Target, load
 from devices.errors import ArgumentError, TopologyError
+from devices.topology.chip import check_given
 from devices.topology.machine import machine_of
 from devices.topology.model import TASKS, Model
 from devices.topology.service import serving
@@ -84,6 +85,7 @@ def choices(
     """
     if task not in TASKS:
         raise ArgumentError(f"a model is wanted to {' or to '.join(TASKS)}, not to {task!r}")
+    check_given(watts, price)
     found: list[Choice] = []
     refused: dict[str, str] = {}
     for name in targets:

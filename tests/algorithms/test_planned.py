@@ -35,7 +35,7 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize("topology", [UNEQUAL, IN_A_RING], ids=["unequal", "ring"])
 @pytest.mark.parametrize("kind", [Point, Whole])
-@pytest.mark.parametrize("count", [0, 1, 1003])
+@pytest.mark.parametrize("count", [0, 1, pytest.param(1003, marks=pytest.mark.slow)])
 def test_every_verb_by_a_schedule_computes_what_plain_torch_does(kind: type, topology: Topology, count: int) -> None:
     n = len(topology.devices)
     schedules = [synthesize(topology, verb).schedule for verb in ("all_reduce", "all_gather", "reduce_scatter")]

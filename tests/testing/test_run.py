@@ -456,6 +456,7 @@ def draws(pause):
 """
 
 
+@pytest.mark.slow
 def test_random_numbers_are_those_of_a_process_of_its_own() -> None:
     script = f"{DRAWS}\nimport json\nprint(json.dumps(draws(lambda: None)))"
     alone = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -721,6 +722,7 @@ def test_no_grad_and_autocast_stay_on_their_rank() -> None:
 # Many ranks, and for long.
 
 
+@pytest.mark.slow
 def test_144_ranks_pass_messages_reduce_and_train_on_a_mesh() -> None:
     def works(world: World) -> float:
         mesh = world.mesh({"dp": 72, "tp": 2})
@@ -740,6 +742,7 @@ def test_144_ranks_pass_messages_reduce_and_train_on_a_mesh() -> None:
     assert len(set(results)) == 1
 
 
+@pytest.mark.slow
 def test_free_threads_stand_stress() -> None:
     def stress(world: World) -> list[float]:
         store, found = dist.distributed_c10d._get_default_store(), []
