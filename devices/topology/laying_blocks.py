@@ -19,13 +19,13 @@ from devices.topology.laying_levels import Levels
 from devices.topology.rings import Cost, Floats, Loads, Mask
 from devices.topology.shapes import torus_shape
 
-RINGS = 150_000
+RINGS = 20_000
 """So many parts of rings are looked at to say which sets of devices those of an axis can be on."""
 
 SETS = 400
 """So many such sets are kept."""
 
-WAYS = 64
+WAYS = 24
 """So many ways to cut all devices up into such sets are looked at."""
 
 STEPS = 400
@@ -82,7 +82,7 @@ def blocked(cost: Cost, floors: Sequence[float], limit: float) -> list[float]:
     pairs = np.maximum(pairs + axis.steps * cost.loads.latency, floor)
     np.fill_diagonal(pairs, math.inf)
     rings: dict[int, float] = {}
-    seen: set[tuple[float, bytes, bytes]] = set()
+    seen: set[tuple[float, bytes]] = set()
     # All rings take less than the second level, or than the third, and so on, or than the limit.
     for below in _levels(pairs, floor + rest):
         try:
@@ -91,7 +91,7 @@ def blocked(cost: Cost, floors: Sequence[float], limit: float) -> list[float]:
             for way in list(_ways(cost.count, rings)):
                 own = max(rings[each] for each in way)
                 loads = _between(cost.loads, way)
-                key = own, np.round(loads.alone, 12).tobytes(), _in_order(loads.links).tobytes()
+                key = own, _said(loads)
                 if key in seen:
                     continue
                 if own + _left(cost, place, loads, floors, limit - own) < limit / _EQUAL:
@@ -210,8 +210,12 @@ def _between(loads: Loads, sets: Sequence[int]) -> Loads:
     return Loads(len(sets), links, farthest(loads.alone), farthest(loads.latency), farthest(loads.hops))
 
 
-def _in_order(links: Floats) -> Floats:
-    """Return a table of loads with its links in an order that does not hang on their numbers."""
-    flat = np.round(links.reshape(-1, links.shape[2]) / max(float(links.max()), 1e-300), 9)
-    flat = flat[:, flat.any(0)]
-    return np.asarray(flat[:, np.lexsort(flat)])
+def _said(loads: Loads) -> bytes:
+    """Return what tells loads from others, whatever the numbers of their links; the last digits do not count."""
+    links = loads.links.reshape(-1, loads.links.shape[2])
+    table = np.concatenate([loads.alone.reshape(-1, 1), loads.latency.reshape(-1, 1), links[:, links.any(0)]], 1)
+    parts, powers = np.frexp(table)
+    # A part of a power of 2 may be rounded to all of it.
+    parts, more = np.frexp(np.round(parts * 2.0**40))
+    table = np.ldexp(parts, powers + more)
+    return bytes(table[:, :2].tobytes() + table[:, 2:][:, np.lexsort(table[:, 2:])].tobytes())
