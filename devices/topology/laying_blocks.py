@@ -25,7 +25,7 @@ RINGS = 20_000
 SETS = 400
 """So many such sets are kept."""
 
-WAYS = 24
+WAYS = 64
 """So many ways to cut all devices up into such sets are looked at."""
 
 STEPS = 400
