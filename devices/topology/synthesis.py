@@ -239,13 +239,14 @@ def _forest(capacities: Capacities, shares: Mapping[int, Fraction], time: Fracti
         return best
     size = len(capacities.endpoints)
     if size > EXACT:
-        forests = [rehung_forest(direct(capacities), shares, time)]
-        if best is not None:
-            forests.append(best)
-        # These take long where many devices have data, and are hardly better on cables that are as fast both ways.
-        is_other = max(shares.values()) == 1 or not capacities.is_symmetric
-        if is_other and not _is_enough(forests[0], capacities, time):
+        forests = [] if best is None else [best]
+        has_root = max(shares.values()) == 1
+        # Both take long where many devices have data and a switch does not give each what it takes from it.
+        is_quick = has_root or capacities.is_symmetric or capacities.size == size
+        if has_root or not capacities.is_symmetric:
             forests.append(grown_forest(capacities, shares))
+        if not forests or (is_quick and not _is_enough(forests[-1], capacities, time)):
+            forests.append(rehung_forest(direct(capacities), shares, time))
         return min(forests, key=lambda each: each.time(capacities.arcs))
     # The first is enough unless more enters a switch than leaves it, or less.
     for longer in LONGER if size <= SMALL else LONGER[:1]:
