@@ -102,10 +102,13 @@ class Direct:
         above = parents.copy()
         # Who is not the root is one deeper than it was known to be, until the root is above all.
         below = np.arange(self.size) != roots[:, None]
-        while below.any():
+        for _ in range(self.size):
+            if not below.any():
+                break
             depths += below
             below = above != roots[:, None]
             above = np.take_along_axis(parents, above, axis=1)
+        assert not below.any(), "a tree goes round"
         loads: dict[tuple[int, int], int] = {}
         for some in set(units):
             trees = [tree for tree, each in enumerate(units) if each == some]
@@ -186,11 +189,11 @@ def _around(node: int, others: Sequence[int], steps: Mapping[int, int]) -> list[
         return list(others)
     place = bisect.bisect(others, node)
     count = len(others) + 1
-    found = [others[(place + round(turn * count) - 1) % len(others)] for turn in TURNS]
+    # The next one of all, so that no turns leave some of them apart, and of the nearest.
+    found = [others[place % len(others)], *(others[(place + round(turn * count) - 1) % len(others)] for turn in TURNS)]
     least = min(steps[other] for other in others)
     near = [other for other in others if steps[other] == least]
-    if len(near) < len(others):
-        found.append(near[bisect.bisect(near, node) % len(near)])
+    found.append(near[bisect.bisect(near, node) % len(near)])
     return found
 
 

@@ -42,7 +42,7 @@ def rehung_forest(links: Direct, shares: Mapping[int, Fraction], time: Fraction)
     """Return a forest with some trees for each endpoint that has a share.
 
     Args:
-        links: between the endpoints.
+        links: between the endpoints; all as fast one way as the other, if they lead through switches.
         shares: how much of the data each has; together 1.
         time: the least that could be, for each unit of capacity and all data being 1.
     """
@@ -53,10 +53,8 @@ def rehung_forest(links: Direct, shares: Mapping[int, Fraction], time: Fraction)
         hanging.grow()
     elif links.arcs[0].shape[1] == 1:
         hanging.spread()
-    elif links.capacities.is_symmetric:
-        hanging.span(2 * float(time))
     else:
-        hanging.grow()
+        hanging.span(2 * float(time))
     fullest, idle = hanging.fullest(), 0
     for _ in range(SWEEPS):
         if not hanging.sweep() or idle == IDLE:

@@ -69,6 +69,7 @@ class Growth:
         allowed = self.total * self.time
         loads, rates, arcs = self.loads, self.listed_rates, self.arcs
         while len(found) < self.size - 1:
+            assert len(order), "the links do not join all devices"
             full = ((np.array(loads) + some) / self.rates)[self.table[order]].max(axis=1)
             turns = np.argsort(np.round(full * (2 * self.mean / some)), kind="stable")
             order, limits = order[turns], np.maximum(full[turns], allowed).tolist()

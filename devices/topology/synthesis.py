@@ -241,11 +241,10 @@ def _forest(capacities: Capacities, shares: Mapping[int, Fraction], time: Fracti
     if size > EXACT:
         forests = [] if best is None else [best]
         has_root = max(shares.values()) == 1
-        # Both take long where many devices have data and a switch does not give each what it takes from it.
-        is_quick = has_root or capacities.is_symmetric or capacities.size == size
         if has_root or not capacities.is_symmetric:
             forests.append(grown_forest(capacities, shares))
-        if not forests or (is_quick and not _is_enough(forests[-1], capacities, time)):
+        can_hang = capacities.is_symmetric or capacities.size == size
+        if can_hang and (not forests or not _is_enough(forests[-1], capacities, time)):
             forests.append(rehung_forest(direct(capacities), shares, time))
         return min(forests, key=lambda each: each.time(capacities.arcs))
     # The first is enough unless more enters a switch than leaves it, or less.

@@ -204,6 +204,12 @@ def test_a_schedule_on_a_damaged_cluster_is_right(verb: str) -> None:
     assert reached(plan) <= 1 / plan.bound.check()
 
 
+def test_links_past_a_switch_leave_no_devices_apart() -> None:
+    # Of 68 devices all turns that links are looked for at are even.
+    plan = synthesize(switch(68, [50] * 67 + [25]), "all_reduce")
+    assert 0.995 <= plan.ratio <= 1
+
+
 @pytest.mark.slow
 def test_512_chips_are_filled() -> None:
     plan = synthesize(torus((8, 8, 8), 50), "all_gather")
