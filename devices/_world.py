@@ -35,7 +35,7 @@ from devices.errors import (
     WorldError,
 )
 from devices.fabric.host import open_here
-from devices.meeting.dtypes import check_dtypes, names_of
+from devices.meeting.dtypes import check_dtypes, forget, names_of
 from devices.meeting.launch import launch
 from devices.meeting.rendezvous import keep, shared_store, tell_the_other_first
 from devices.meeting.roll_call import call_the_roll, check_alone, gone_from_world, remember_world
@@ -309,10 +309,24 @@ def _check_dtypes(
     timeout: timedelta,
 ) -> None:
     """Raise on every rank unless the devices of all have the dtypes of these names."""
-    if needs:
-        # A store may see several worlds, or the same one be adopted several times.
-        store = store.under(f"dtypes/{store.add(f'dtypes/openings/{rank}', 1)}")
-        check_dtypes(Group(tuple(range(size)), rank, device, store, timeout, "world"), choice.backend, needs)
+    if not needs:
+        return
+    # A store may see several worlds, or the same one be adopted several times.
+    openings = f"dtypes/openings/{rank}"
+    own = store.under(f"dtypes/{store.add(openings, 1)}")
+    try:
+        check_dtypes(Group(tuple(range(size)), rank, device, own, timeout, "world"), choice.backend, needs)
+    except (UnsupportedError, WorldError):
+        # Every rank raises it, so that all count on alike.
+        raise
+    except BaseException as error:
+        # Another try of this rank alone must meet the others' first, who must find nothing of this one.
+        try:
+            store.add(openings, -1)
+            forget(own, rank)
+        except Exception as lost:
+            error.add_note(f"nor could the store be told that this rank has given up: {lost}")
+        raise
 
 
 def _my_device(choice: _choice.Choice, *, is_alone: bool = False) -> Device:

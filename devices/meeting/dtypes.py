@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from devices._backend import Backend, Group
+from devices._store import Store
 from devices.errors import (
     ArgumentError,
     CollectiveError,
@@ -73,6 +74,11 @@ def check_dtypes(group: Group, backend: Backend, needs: Sequence[str]) -> None:
     if (fault := _fault(told, needs)) is not None:
         _leave(group)
         raise type(fault)(f"rank {group.rank} of {group.size}: the world cannot open: {fault}")
+
+
+def forget(store: Store, rank: int) -> None:
+    """Take back what a rank has told in a check that failed on it alone."""
+    store.torch.delete_key(f"dtypes/{rank}")
 
 
 def _leave(group: Group) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,6 +16,8 @@ import torch.distributed as dist
 import devices
 import devices.testing
 from devices import Backend, Capabilities, Device, Group, Store
+from devices._choice import Choice
+from devices._world import _check_dtypes
 from devices.errors import ArgumentError, CollectiveTimeoutError, UnsupportedError, WorldError
 from devices.meeting.dtypes import check_dtypes
 
@@ -95,6 +98,22 @@ def test_a_rank_that_needs_none_is_named_where_others_wait_for_it() -> None:
     assert isinstance(first, CollectiveTimeoutError)
     assert "rank 1 did not come" in str(first)
     assert "with the same `dtypes`, here float32" in str(first)
+
+
+def test_a_rank_that_waited_in_vain_meets_the_others_in_its_next_try_and_leaves_them_no_answer() -> None:
+    kept, choice = Store(dist.HashStore()), cast(Choice, SimpleNamespace(backend=CPU))
+
+    def check(rank: int, seconds: float) -> None:
+        device = Device("cpu", "cpu", rank)
+        _check_dtypes(("float32",), choice, device, kept, rank, 2, timedelta(seconds=seconds))
+
+    with pytest.raises(CollectiveTimeoutError, match="rank 1 did not come"):
+        check(0, 0.2)
+    with pytest.raises(CollectiveTimeoutError, match="rank 0 did not come"):
+        check(1, 0.2)
+    for _ in range(2):
+        with ThreadPoolExecutor(2) as threads:
+            assert list(threads.map(lambda rank: check(rank, 60), range(2))) == [None, None]
 
 
 @pytest.mark.parametrize(
