@@ -108,7 +108,8 @@ class _Meeting:
         chips = tuple(self._chip(index, cores[index] or 0, generation, neighbours) for index in present)
         ultraserver = sysfs.ultraserver(self._tree, self._gaps)
         version = sysfs.driver(self._tree) or ""
-        if sysfs.has_moved_files(version) and not all(map(_says_all, self._files.values())):
+        says_all = bool(self._files) and all(map(_says_all, self._files.values()))
+        if sysfs.has_moved_files(version) and not says_all:
             self._gaps.append(
                 f"driver {version} has some of its files in places that are not known here; what they say is taken "
                 "from neuron-ls and the documents"

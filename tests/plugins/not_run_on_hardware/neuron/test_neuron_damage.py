@@ -207,13 +207,16 @@ def test_a_field_with_anything_in_it_is_right_or_has_a_reason(tmp_path: Path, ke
 
 
 @pytest.mark.parametrize("has_listing", [True, False], ids=["with neuron-ls", "without"])
-@pytest.mark.parametrize("left", ["nothing", "cores", "architecture"])
+@pytest.mark.parametrize("left", ["no folder", "nothing", "cores", "architecture"])
 def test_a_driver_that_has_moved_its_files_is_done_without(tmp_path: Path, left: str, has_listing: bool) -> None:
     lay_out(NAME, tmp_path)
     if not has_listing:
         take_neuron_ls(tmp_path)
     write(tmp_path / "sys/module/neuron/version", "2.31.7.0")
     for chip in range(16):
+        if left == "no folder":
+            remove(chip_folder(tmp_path, chip))
+            continue
         for path in chip_folder(tmp_path, chip).iterdir():
             if not path.name.startswith({"cores": "neuron_core", "architecture": "info"}.get(left, "nothing")):
                 remove(path)
