@@ -33,8 +33,9 @@ def open_group(group: Group) -> Communicator:
     """
     places = group.share("cuda", {**place(group.device.index), "asked": os.environ.get(GROUPS, "").strip()})
     asked = _asked(group, places)
-    without = [rank for rank, where in enumerate(places) if where["nccl"] is None]
-    shared = sharing(places)
+    # Ranks of the world, as all other errors have them.
+    without = [group.ranks[rank] for rank, where in enumerate(places) if where["nccl"] is None]
+    shared = [group.ranks[rank] for rank in sharing(places)]
     if shared:
         reason = f"ranks {' and '.join(map(str, shared))} are on one GPU, between which NCCL does not go"
     elif asked == _PEER:
@@ -52,9 +53,9 @@ def _asked(group: Group, places: list[dict[str, Any]]) -> str:
     """Return what the program asks groups of GPUs to go over, the same on all ranks; "" if it leaves it open."""
     first = places[0]["asked"]
     if other := [rank for rank, where in enumerate(places) if where["asked"] != first]:
-        theirs = places[other[0]]["asked"]
+        theirs, one, another = places[other[0]]["asked"], group.ranks[0], group.ranks[other[0]]
         raise ArgumentError(
-            f"{group}: {GROUPS} is {first!r} on rank 0 and {theirs!r} on rank {other[0]}; make them one"
+            f"{group}: {GROUPS} is {first!r} on rank {one} and {theirs!r} on rank {another}; make them one"
         )
     if first not in ("", _NCCL, _PEER):
         raise ArgumentError(f"{group}: {GROUPS} is {first!r}; it can be {_NCCL!r}, {_PEER!r} or left unset")
@@ -95,13 +96,19 @@ def _nccl(group: Group, version: str) -> Communicator:
     from devices import ProcessGroupCommunicator, torch_backend
 
     made: list[Any] = []
+    has_left, lock = threading.Event(), threading.Lock()
 
     def connect() -> Any:
-        # NCCL connects now, on this device: what is wrong shows here, and the first verb may be one that is captured.
-        # It waits for its peers as long as it likes, and notices no death.
-        made.append(torch_backend("nccl", group))
-        made[0].eager_connect_single_device(torch.device("cuda", group.device.index))
-        return made[0]
+        backend = torch_backend("nccl", group)
+        with lock:
+            made.append(backend)
+            is_late = has_left.is_set()
+        # What is made once this rank has left is aborted as it is: if its connecting failed or hung, nobody would.
+        if not is_late:
+            # NCCL connects now, on this device: what is wrong shows here, and the first verb may be one that is
+            # captured. It waits for its peers as long as it likes, and notices no death.
+            backend.eager_connect_single_device(torch.device("cuda", group.device.index))
+        return backend
 
     try:
         # What connects while its group is aborted may get through all the same, after that: it is aborted then.
@@ -109,7 +116,10 @@ def _nccl(group: Group, version: str) -> Communicator:
         # NCCL has no tags, and its messages wait their turn among the group's collectives.
         messages = open_staged(group, "messages between two ranks keep out of the order of NCCL's collectives")
     except BaseException as error:
-        if made:
+        with lock:
+            has_left.set()
+            is_made = bool(made)
+        if is_made:
             _give_up(made[0], error)
         raise
     return ProcessGroupCommunicator(backend, f"NCCL {version}", native=True, messages=messages)

@@ -39,6 +39,7 @@ def opened(
     use: Callable[[Any, int], Any],
     gone: Mapping[int, Callable[[], str]] = MappingProxyType({}),
     seconds: float = 60,
+    first: int = 0,
 ) -> list[Any]:
     """Open a group as ranks of those places do, each in a thread; return what `use` returned or what was raised.
 
@@ -48,6 +49,7 @@ def opened(
         use: is called with what carries the group, and the rank.
         gone: by rank, what says to it who has died.
         seconds: the group's timeout.
+        first: the first of the ranks in the world, in which they follow each other.
     """
     by_index = dict(enumerate(places))
     monkeypatch.setattr(cuda, "place", by_index.__getitem__)
@@ -56,7 +58,8 @@ def opened(
 
     def open_one(rank: int) -> None:
         store, timeout = Store(kept, gone.get(rank)), timedelta(seconds=seconds)
-        group = Group(tuple(range(size)), rank, Device("cuda", "cuda", rank), store, timeout, "g")
+        ranks = tuple(range(first, first + size))
+        group = Group(ranks, rank, Device("cuda", "cuda", rank), store, timeout, "g")
         try:
             communicator = cuda.open_group(group)
             results[rank] = use(communicator, rank)
@@ -95,6 +98,13 @@ def test_a_torch_without_nccl_is_an_error_on_every_rank_that_names_the_one(monke
         assert "torch has no NCCL on rank 1" in str(error)
 
 
+def test_ranks_in_errors_and_notes_are_those_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in opened(monkeypatch, [at("PCI 0:1:0"), at("PCI 0:2:0", nccl=None)], lambda *_: None, first=4):
+        assert "torch has no NCCL on rank 5" in str(error)
+    for note in opened(monkeypatch, [at("PCI 0:1:0")] * 2, lambda communicator, _: communicator.note, first=4):
+        assert note.startswith("through host memory, for ranks 4 and 5 are on one GPU")
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -106,6 +116,9 @@ def test_what_groups_are_to_go_over_is_one_thing_on_all_ranks(settings: list[str
     group = Group((0, 1), 0, Device("cuda", "cuda", 0), Store(dist.HashStore()), timedelta(seconds=1), "g")
     with pytest.raises(ArgumentError, match=re.escape(told)):
         cuda._asked(group, [{"asked": setting} for setting in settings])
+    later = Group((4, 5), 0, Device("cuda", "cuda", 0), Store(dist.HashStore()), timedelta(seconds=1), "g")
+    with pytest.raises(ArgumentError, match="'peer' on rank 4 and '' on rank 5"):
+        cuda._asked(later, [{"asked": "peer"}, {"asked": ""}])
     assert [cuda._asked(group, [{"asked": each}] * 2) for each in ("", "nccl", "peer")] == ["", "nccl", "peer"]
 
 
@@ -210,6 +223,31 @@ def test_nccl_that_connects_after_it_was_given_up_is_aborted_then(monkeypatch: p
     while made[0].calls != ["connected cuda:0", "aborted", "aborted"]:
         assert time.monotonic() < deadline, made[0].calls
         time.sleep(0.01)
+
+
+def test_nccl_that_is_made_after_it_was_given_up_is_aborted_and_does_not_connect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    may_be_made, late = threading.Event(), Connected()
+
+    def make(_: str, group: Group) -> Connected:
+        if group.rank == 1:
+            raise RuntimeError("NCCL error: unhandled cuda error")
+        may_be_made.wait(120)
+        return late
+
+    monkeypatch.setattr(devices, "torch_backend", make)
+    try:
+        first, _ = opened(monkeypatch, [at("PCI 0:1:0"), at("PCI 0:2:0")], lambda *_: None)
+        assert type(first) is CollectiveError
+        assert late.calls == []
+    finally:
+        may_be_made.set()
+    deadline = time.monotonic() + 60
+    while "aborted" not in late.calls:
+        assert time.monotonic() < deadline, late.calls
+        time.sleep(0.01)
+    assert late.calls == ["aborted"]
 
 
 NEVER_CONNECTS = """
