@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Hashable
 from datetime import timedelta
+from functools import partial
 from typing import Any, final
 
 from devices.algorithms.listeners import Job, Listeners
@@ -22,8 +23,11 @@ class GlooThreads:
     """
 
     def __init__(self) -> None:
+        self.posting = threading.Lock()
+        """Held from before a message is posted until it has its number: other threads may post on the same way."""
         self._listeners = Listeners("devices gloo messages")
         self._numbers = itertools.count()
+        # Of the message that is waited for last on each way on which any is.
         self._last: dict[Hashable, int] = {}
         self._lock = threading.Lock()
 
@@ -39,7 +43,15 @@ class GlooThreads:
                 way = None
             elif way is not None:
                 self._last[way] = number
-        self._listeners.listen(job, way)
+                job = partial(self._do, job, way, number)
+            # Within the lock: else two threads might queue in another order than they have looked.
+            self._listeners.listen(job, way)
+
+    def _do(self, job: Job, way: Hashable, number: int) -> None:
+        job()
+        with self._lock:
+            if self._last[way] == number:
+                del self._last[way]
 
     def close(self) -> None:
         """Let them end, once they have nothing to wait for."""

@@ -129,12 +129,16 @@ class ProcessGroupCommunicator(Communicator):
         return works[0] if len(works) == 1 else Together(works)
 
     def _start(self, sends: Sequence[Message], recvs: Sequence[Message]) -> list[Any]:
-        works = [self._group.recv([recv.tensor], recv.peer, recv.tag) for recv in recvs]
-        works += [self._group.send([send.tensor], send.peer, send.tag) for send in sends]
         if not self._is_gloo:
-            return works
+            return self._post(sends, recvs)
         ways = [("recv", recv.peer, recv.tag) for recv in recvs] + [("send", send.peer, send.tag) for send in sends]
-        return [GlooMessage(work, self._timeout, self._threads, way) for work, way in zip(works, ways, strict=True)]
+        with self._threads.posting:
+            works = zip(self._post(sends, recvs), ways, strict=True)
+            return [GlooMessage(work, self._timeout, self._threads, way) for work, way in works]
+
+    def _post(self, sends: Sequence[Message], recvs: Sequence[Message]) -> list[Any]:
+        works = [self._group.recv([recv.tensor], recv.peer, recv.tag) for recv in recvs]
+        return works + [self._group.send([send.tensor], send.peer, send.tag) for send in sends]
 
     def all_gather(self, output: torch.Tensor, input: torch.Tensor) -> Pending:
         return self._all_gather(output, input, _torch.AllgatherOptions())

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
@@ -59,20 +60,21 @@ def test_who_asks_is_told_when_a_message_has_come_and_may_wait_then_and_again() 
 
 def test_many_messages_of_one_way_that_are_asked_are_waited_for_by_one_thread() -> None:
     def waiting() -> int:
-        return sum(thread.name == "devices gloo messages" for thread in threading.enumerate())
+        # Of another test some may still be ending.
+        return sum(thread.name == "devices gloo messages" for thread in set(threading.enumerate()) - before)
 
-    before = waiting()
+    before = set(threading.enumerate())
     one, other = map(ProcessGroupCommunicator, both())
     came = torch.zeros(50)
     works = [one.exchange([], [Message(part, 1)]) for part in came.split(1)]
     assert [work.is_completed() for work in works] == [False] * 50
-    assert waiting() == before + 1
+    assert waiting() == 1
     for number in range(50):
         assert not works[number].is_completed()
         other.exchange([Message(torch.tensor([float(number)]), 0)], []).wait()
         until(works[number].is_completed)
     assert came.tolist() == list(range(50))
-    assert waiting() == before + 1
+    assert waiting() == 1
     for communicator in (one, other):
         communicator.close()
 
@@ -91,6 +93,56 @@ def test_a_message_that_is_asked_for_after_a_later_one_is_told_of_before_that_ha
     assert came.tolist() == [3.0, 4.0]
     for communicator in (one, other):
         communicator.close()
+
+
+def test_messages_that_threads_post_on_one_way_are_numbered_as_they_were_posted() -> None:
+    one, other = both()
+    came, has_posted = torch.zeros(2), [threading.Event(), threading.Event()]
+
+    class Interrupted:
+        """The group, of whose threads the first goes on with another as soon as it has posted."""
+
+        def recv(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any:
+            work = one.recv(tensors, peer, tag)
+            if not has_posted[0].is_set():
+                has_posted[0].set()
+                has_posted[1].wait(0.5)
+            return work
+
+    receiving = ProcessGroupCommunicator(one)
+    receiving._group = Interrupted()
+    works: dict[int, Any] = {}
+
+    def receive(at: int) -> None:
+        if at == 1:
+            has_posted[0].wait(60)
+        works[at] = receiving.exchange([], [Message(came[at : at + 1], 1)])
+        has_posted[at].set()
+
+    threads = [threading.Thread(target=receive, args=(at,)) for at in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not works[1].is_completed()
+    assert not works[0].is_completed()
+    for number in range(2):
+        other.send([torch.tensor([number + 3.0])], 0, 0).wait()
+        until(works[number].is_completed)
+    assert came.tolist() == [3.0, 4.0]
+    for group in (one, other):
+        group.abort()
+
+
+def test_ways_on_which_nothing_is_under_way_are_forgotten() -> None:
+    threads, done = GlooThreads(), threading.Semaphore(0)
+    for tag in range(100):
+        for _ in range(2):
+            threads.listen(lambda: done.release() and None, ("recv", 1, tag), threads.number())
+    for _ in range(200):
+        assert done.acquire(timeout=60)
+    until(lambda: not threads._last)
+    threads.close()
 
 
 def test_who_asks_is_told_once_the_timeout_has_gone_by_and_the_wait_says_so() -> None:
