@@ -25,9 +25,12 @@ T = TypeVar("T")
 
 def watched(group: Group, call: Callable[[], T], what: str, give_up: Callable[[T], object] | None = None) -> T:
     """Return what `call` does, as `Group.watched` says."""
-    running, others = _Running(call, f"devices {group.name} {what}", give_up), _Others(group, what)
+    # First: a call whose others cannot be watched does not begin.
+    others = _Others(group, what)
+    running = _Running(call, f"devices {group.name} {what}", give_up)
     deadline = time.monotonic() + group.timeout.total_seconds()
     try:
+        running.start()
         while not running.is_over(_LOOK):
             if died := others.died():
                 # It may have done its part before.
@@ -86,7 +89,11 @@ class _Running(Generic[T]):
         self.error: BaseException | None = None
         self._ended = threading.Event()
         # Python does not wait for it as it ends.
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin the call."""
+        self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -134,11 +141,17 @@ class _Others:
         self._group, self._what = group, what
         apart = group.store.apart()
         self._store = None
-        if apart is not None:
-            # Another try must not hear of what went wrong in this one. One that fails fails on all: they count alike.
+        if apart is None:
+            return
+        try:
+            # Another try must not hear of what went wrong in this one. A rank that did not come to this one hears of it
+            # in its next, and meets the others in the one after.
             tried = apart.add(f"watched/{what}/tries/{group.rank}", 1)
             self._store = apart.under(f"watched/{what}/{tried}")
             self._store.set(f"begun/{group.rank}", True)
+        except Exception as error:
+            # It may be with a member that has died.
+            raise self.soon_lost() or self._failed(f"{_GONE}: {error}") from error
 
     def died(self) -> CollectiveError | None:
         """Return the error of a member of this host that has died; None if none has."""

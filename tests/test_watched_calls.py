@@ -126,6 +126,28 @@ def test_what_a_call_opens_after_its_rank_has_given_it_up_is_given_up_then() -> 
         time.sleep(0.01)
 
 
+class Reset(dist.Store):
+    """A store whose connections, each of its own, are reset as they are used."""
+
+    def clone(self) -> Reset:
+        return self
+
+    def add(self, key: str, amount: int) -> int:
+        raise dist.DistNetworkError("Connection reset by peer")
+
+
+def test_a_call_whose_others_cannot_be_watched_does_not_begin_and_says_whose_it_was() -> None:
+    called: list[str] = []
+    group = group_in_threads(0, Store(Reset()))
+    with pytest.raises(CollectiveError) as raised:
+        group.watched(lambda: called.append("a group"), "a vendor's call")
+    assert called == []
+    assert str(raised.value) == (
+        "rank 0 of 2 in group 'g': a vendor's call failed: the store that its ranks meet by is gone: "
+        "Connection reset by peer"
+    )
+
+
 def test_a_call_in_a_domain_ends_once_another_domain_has_failed() -> None:
     kept, never, has_begun = dist.HashStore(), threading.Event(), threading.Event()
     world = Store(kept)
