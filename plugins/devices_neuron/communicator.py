@@ -14,6 +14,9 @@ from devices.errors import CollectiveError
 if TYPE_CHECKING:
     import torch
 
+_PATIENCE = 2.0
+"""Seconds for which a rank waits until the vendor's group has been given up."""
+
 _VERBS = ("all_gather", "all_reduce", "reduce_scatter", "broadcast", "scatter")
 
 
@@ -57,8 +60,11 @@ class NeuronCommunicator(Communicator):
         carried = _opened(group, cls.even)
         try:
             messages = open_staged(group, "no document shows that the vendor has any")
-        except BaseException:
-            _give_up(carried)
+        except BaseException as error:
+            try:
+                _give_up(carried)
+            except Exception as fault:
+                error.add_note(f"nor could the process group 'neuron' be given up: {fault}")
             raise
         return cls(group, carried, messages, has_all_to_all)
 
@@ -122,11 +128,30 @@ def _opened(group: Group, even: Iterable[str]) -> ProcessGroupCommunicator:
 
 
 def _give_up(carried: ProcessGroupCommunicator) -> None:
-    """End a group that is of no use: unless it is aborted before, it may wait for its peers as it closes."""
-    try:
-        carried.abort()
-    finally:
-        carried.close()
+    """End a group that is of no use: unless it is aborted before, it may wait for its peers as it closes.
+
+    Raises:
+        TimeoutError: it waits all the same, and is left to a thread.
+    """
+    faults: list[Exception] = []
+
+    def end() -> None:
+        try:
+            try:
+                carried.abort()
+            finally:
+                carried.close()
+        except Exception as fault:
+            faults.append(fault)
+
+    # Nothing says that the vendor's abort waits for nobody.
+    ending = threading.Thread(target=end, name="devices aborts the group 'neuron'", daemon=True)
+    ending.start()
+    ending.join(_PATIENCE)
+    if faults:
+        raise faults[0]
+    if ending.is_alive():
+        raise TimeoutError(f"it takes longer than {_PATIENCE:g} s")
 
 
 def _reductions() -> Mapping[str, frozenset[torch.dtype]]:

@@ -99,6 +99,31 @@ def test_a_vendors_group_is_aborted_before_it_closes_where_this_rank_has_no_way_
     assert vendors.asked[0] == "abort"
 
 
+def test_a_vendors_group_whose_abort_waits_does_not_keep_the_error(
+    group: Group, module: DeviceModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+
+    class Waits(VendorsGroup):
+        def abort(self) -> None:
+            may_end.wait(60)
+
+    opened = ProcessGroupCommunicator(Waits())
+    monkeypatch.setattr(ProcessGroupCommunicator, "open", lambda *_, **__: opened)
+    monkeypatch.setattr(devices_neuron.communicator, "_PATIENCE", 0.1)
+
+    def fails(*_: Any) -> Any:
+        raise OSError("no memory to share")
+
+    monkeypatch.setattr(devices_neuron.communicator, "open_staged", fails)
+    try:
+        with pytest.raises(OSError, match="no memory to share") as raised:
+            NeuronCommunicator.open(group, has_all_to_all=False)
+    finally:
+        may_end.set()
+    assert raised.value.__notes__ == ["nor could the process group 'neuron' be given up: it takes longer than 0.1 s"]
+
+
 @pytest.mark.parametrize(
     ("ranks", "world", "is_one"),
     [
