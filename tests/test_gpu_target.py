@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
+import os
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +57,34 @@ def test_a_part_ends_and_says_how(
     assert (outcome.said, outcome.why) == (said, why)
     if said == "passed":
         assert (tmp_path / "log.txt").read_text() == "here\n"
+
+
+def test_what_a_part_has_started_ends_with_it(script: dict[str, Any], tmp_path: Path) -> None:
+    # Whoever has the file open holds the lock.
+    code = (
+        "import fcntl, subprocess; held = open('held', 'w'); fcntl.flock(held, fcntl.LOCK_EX); "
+        "subprocess.Popen(['sleep', '600'], pass_fds=[held.fileno()]); raise SystemExit(1)"
+    ).replace("held'", f"{tmp_path / 'held'}'")
+    part = script["Part"]("one", 60, [([sys.executable, "-S", "-c", code], {})], {})
+    assert script["run"](part, tmp_path / "log.txt", dict(os.environ)).said == "failed"
+    with (tmp_path / "held").open("w") as held:
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+            time.sleep(0.01)
+
+
+def test_a_part_of_which_one_fails_does_not_wait_for_its_others(
+    script: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(script["run"].__globals__, "PEERS", 0.0)
+    codes = ["raise SystemExit(3)", "import time; time.sleep(600)"]
+    part = script["Part"]("two", 100, [([sys.executable, "-S", "-c", code], {}) for code in codes], {})
+    outcome = script["run"](part, tmp_path / "log.txt", {})
+    assert (outcome.said, outcome.why) == ("failed", "exit status 3, -15; see log.txt")
 
 
 def test_every_part_is_of_files_that_are_there(script: dict[str, Any], tmp_path: Path) -> None:

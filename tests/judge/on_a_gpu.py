@@ -10,6 +10,7 @@ on: no GPU, or a package is missing.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -30,6 +31,8 @@ TRAINING = {"tqdm": "tqdm", "matplotlib": "matplotlib"}
 TESTING = {"pytest": "pytest", "pytest_timeout": "pytest-timeout", "hypothesis": "hypothesis"}
 GRACE = 5.0
 """Seconds for which a part that is ended may clean up."""
+PEERS = 20.0
+"""Seconds that the others of a part have, once one has failed, to notice and to say so."""
 
 
 @dataclass(frozen=True)
@@ -148,16 +151,13 @@ def run(part: Part, log: Path, environment: Mapping[str, str]) -> Outcome:
                     stderr=subprocess.STDOUT, start_new_session=True,
                 )
             )  # fmt: skip
-        is_late = False
-        for process in processes:
-            try:
-                process.wait(max(0.0, began + part.seconds - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                is_late = True
-        for process in processes:
-            _end(process)
+        try:
+            have_ended = _wait(processes, began + part.seconds)
+        finally:
+            for process in processes:
+                _end(process)
     seconds = round(time.monotonic() - began, 1)
-    if is_late:
+    if not have_ended:
         return Outcome(part.name, "late", seconds, f"it was not done in {part.seconds:g} s; see {log.name}")
     codes = [process.returncode for process in processes]
     if any(codes):
@@ -165,20 +165,38 @@ def run(part: Part, log: Path, environment: Mapping[str, str]) -> Outcome:
     return Outcome(part.name, "passed", seconds)
 
 
+def _wait(processes: Sequence[subprocess.Popen[bytes]], deadline: float) -> bool:
+    """Wait until all have ended, or one has failed and its peers have had time to say so; return whether that came."""
+    failed_at = None
+    while any(process.poll() is None for process in processes):
+        now = time.monotonic()
+        if failed_at is None and any(process.returncode for process in processes):
+            failed_at = now
+        if failed_at is not None and now > failed_at + PEERS:
+            return True
+        if now > deadline:
+            return failed_at is not None
+        time.sleep(0.05)
+    return True
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that still runs, and all that it has started."""
+    """End a process if it still runs, and all that it has started, which may run on without it."""
     for sent in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is not None:
-            return
-        os.killpg(process.pid, sent)
-        try:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sent)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            continue
+
+
+def _terminated(*_: object) -> None:
+    """End by an exception, so that what runs is ended: it is in sessions of its own."""
+    sys.exit(128 + signal.SIGTERM)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run all parts; return the exit status."""
+    signal.signal(signal.SIGTERM, _terminated)
     folder = Path(arguments[0] if arguments else "gpu-results").absolute()
     deadline = time.monotonic() + float(arguments[1] if len(arguments) > 1 else "inf")
     if reason := why_not():
