@@ -64,6 +64,8 @@ class Alarm:
             raise type(self.error)(f"{self._group}: the group is closed for good since an error: {self.error}")
         with self._lock:
             self._calls += 1
+        # A store that did not answer in time may be that of a host which was busy.
+        self._is_unanswered = False
         if not self._looks:
             self._looks = True
             name = f"devices {self._group.name} alarm"

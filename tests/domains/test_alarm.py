@@ -141,6 +141,17 @@ def test_a_store_whose_process_is_stopped_is_not_waited_for(monkeypatch: pytest.
         server.join()
 
 
+def test_a_store_that_did_not_answer_is_asked_again_in_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LateStore()
+    rank = Rank(4, store)
+    with monkeypatch.context() as patch, rank.alarm:
+        patch.setattr(serving, "PATIENCE", 0.0)
+        assert rank.alarm.reason_of(1) == ""
+    store.answers.set()
+    assert "the cause, as rank 4 of chip 4 found" in rank.fails(RuntimeError("the cause"))
+    assert store.holds.check(["alarm/error"])
+
+
 def test_a_rank_that_ends_a_call_in_which_others_wait_for_it_has_said_why() -> None:
     store = LateStore()
     store.answers.set()
