@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.graph import increment_version
 
 from devices._backend import REDUCE_OPS
 from devices._work import Work
@@ -85,6 +86,7 @@ def all_reduce(
         return call.start(verbs, x, None, async_op=False)[1]
     if out is x and isinstance(x, Tensor) and not async_op and is_plain(x) and (op, x.dtype) in MEANINGFUL:
         # In place, with nothing to pack or to copy.
+        increment_version(x)
         verbs_over(group, x).all_reduce(x if x.ndim == 1 else x.view(-1), op)
         return x
     return Verb("all_reduce", x, group).whole(op=op).run(out, async_op)

@@ -51,3 +51,54 @@ def test_out_may_be_a_conjugate_or_a_negative_view(kind: str) -> None:
         return results
 
     assert devices.testing.run(writes, ranks=2) == [[True] * 7] * 2
+
+
+def test_what_is_written_into_out_is_counted_as_a_change_in_place() -> None:
+    """A gradient that has saved the tensor then raises, where it would be wrong."""
+
+    def writes(world: World) -> list[str]:
+        size, rank = world.size, world.rank
+        peer, uncounted = 1 - rank, []
+
+        def message(given: torch.Tensor, out: torch.Tensor) -> None:
+            work = devices.send(given.clone(), dst=peer, async_op=True)
+            devices.recv(given, src=peer, out=out)
+            work.wait()
+
+        swap = [(0, 1), (1, 0)]
+        verbs: dict[str, tuple[int, int, Callable[[torch.Tensor, torch.Tensor], Any]]] = {
+            "all_reduce": (4, 4, lambda x, out: devices.all_reduce(x, out=out)),
+            "broadcast": (4, 4, lambda x, out: devices.broadcast(x, src=0, out=out)),
+            "all_gather": (4, 4 * size, lambda x, out: devices.all_gather(x, out=out)),
+            "reduce_scatter": (4 * size, 4, lambda x, out: devices.reduce_scatter(x, out=out)),
+            "all_to_all": (4, 4, lambda x, out: devices.all_to_all(x, out=out)),
+            "scatter": (4 * size, 4, lambda x, out: devices.scatter(x, src=0, out=out)),
+            "permute": (4, 4, lambda x, out: devices.permute(x, pairs=swap, out=out)),
+            "all_reduce, async": (4, 4, lambda x, out: devices.all_reduce(x, out=out, async_op=True).result()),
+            "all_gather of a list": (4, 4 * size, lambda x, out: devices.all_gather([x], out=[out])),
+            "message": (4, 4, message),
+        }
+        for name, (given, gotten, verb) in verbs.items():
+            one, factor = torch.ones(gotten), torch.ones(gotten, requires_grad=True)
+            product = factor * one
+            verb(torch.ones(given), one)
+            try:
+                product.sum().backward()
+                uncounted.append(name)
+            except RuntimeError as error:
+                if "modified by an inplace operation" not in str(error):
+                    raise
+        for name, in_place in {"all_reduce": devices.all_reduce, "broadcast": devices.broadcast}.items():
+            one = torch.ones(4)
+            before = one._version
+            in_place(one, out=one)
+            if one._version == before:
+                uncounted.append(f"{name} in place")
+        one = torch.ones(4)
+        before = one._version
+        message(one, one)
+        if one._version == before:
+            uncounted.append("message in place")
+        return uncounted
+
+    assert devices.testing.run(writes, ranks=2) == [[], []]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
+from torch.autograd.graph import increment_version
 
 from devices.algorithms.arithmetic import MEANINGFUL
 from devices.algorithms.executor import COLLECTIVE_TAG
@@ -47,12 +48,13 @@ def broadcast(x: Any, group: GroupLike, src: int, out: Tensors | None) -> Any:
     is_given = verbs.group.rank == src
     if type(src) is not int or not 0 <= src < verbs.group.size:
         return NOT_PLAIN
-    if out is not x:
-        given = x
-        if (x := result_like(given, given.shape, out)) is None:
-            return NOT_PLAIN
-        if is_given:
-            x.copy_(given)
+    given, is_in_place = x, out is x
+    if is_in_place:
+        increment_version(x)
+    elif (x := result_like(given, given.shape, out)) is None:
+        return NOT_PLAIN
+    elif is_given:
+        x.copy_(given)
     verbs.broadcast(flat(x), src)
     return x
 
@@ -67,10 +69,12 @@ def reduce(x: Any, group: GroupLike, dst: int, op: str, out: Tensors | None) -> 
         # Nothing is written there.
         verbs.reduce(flat(x), dst, op)
         return None
-    if out is not x:
-        given = x
-        if (x := result_like(given, given.shape, out)) is None:
-            return NOT_PLAIN
+    given, is_in_place = x, out is x
+    if is_in_place:
+        increment_version(x)
+    elif (x := result_like(given, given.shape, out)) is None:
+        return NOT_PLAIN
+    else:
         x.copy_(given)
     verbs.reduce(flat(x), dst, op)
     return x
@@ -155,14 +159,16 @@ def recv(x: Any, group: GroupLike, src: int, tag: int, out: Tensors | None) -> A
     if not is_plain(x):
         return NOT_PLAIN
     verbs = verbs_over(group, x)
-    # Nothing of `x` is read, so that it may be the result itself.
-    result: Tensor | None = x
-    if out is not x:
-        result = result_like(x, x.shape, out)
-    if result is None or not _is_message(verbs, src, tag):
+    if not _is_message(verbs, src, tag):
         return NOT_PLAIN
-    verbs.recv(flat(result), src, tag)
-    return result
+    # Nothing of `x` is read, so that it may be the result itself.
+    given, is_in_place = x, out is x
+    if is_in_place:
+        increment_version(x)
+    elif (x := result_like(given, given.shape, out)) is None:
+        return NOT_PLAIN
+    verbs.recv(flat(x), src, tag)
+    return x
 
 
 def _is_message(verbs: AnyVerbs, peer: int, tag: int) -> bool:
@@ -185,7 +191,11 @@ def _joined(x: Tensor, size: int) -> tuple[int, ...]:
 
 
 def result_like(x: Tensor, shape: Sequence[int], out: Tensors | None) -> Tensor | None:
-    """Return what is to hold the result of `x`, a new tensor or `out`; None if that is not plain memory of its own."""
+    """Return what is to hold the result of `x`, a new tensor or `out`; None if that is not plain memory of its own.
+
+    That `out` changes is counted, as torch counts what is done in place: a gradient that has saved it, and a verb under
+    way that reads it, then raise.
+    """
     if out is None:
         return x.new_empty(shape)
     if (
@@ -196,5 +206,6 @@ def result_like(x: Tensor, shape: Sequence[int], out: Tensors | None) -> Tensor 
         and out.device.type == x.device.type
         and out.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
     ):
+        increment_version(out)
         return out
     return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from torch.autograd.graph import increment_version
 
 from devices._backend import Pending
 from devices._work import Together, Work
@@ -353,6 +354,8 @@ class Verb:
                 target = results[place] = targets[place]
                 if target.data_ptr() != result.data_ptr():
                     target.copy_(result)
+                else:
+                    increment_version(target)
         return results
 
     def check_out(
