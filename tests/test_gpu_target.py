@@ -7,6 +7,7 @@ import fcntl
 import importlib.metadata
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -59,22 +60,58 @@ def test_a_part_ends_and_says_how(
         assert (tmp_path / "log.txt").read_text() == "here\n"
 
 
-def test_what_a_part_has_started_ends_with_it(script: dict[str, Any], tmp_path: Path) -> None:
-    # Whoever has the file open holds the lock.
-    code = (
-        "import fcntl, subprocess; held = open('held', 'w'); fcntl.flock(held, fcntl.LOCK_EX); "
-        "subprocess.Popen(['sleep', '600'], pass_fds=[held.fileno()]); raise SystemExit(1)"
-    ).replace("held'", f"{tmp_path / 'held'}'")
-    part = script["Part"]("one", 60, [([sys.executable, "-S", "-c", code], {})], {})
-    assert script["run"](part, tmp_path / "log.txt", dict(os.environ)).said == "failed"
-    with (tmp_path / "held").open("w") as held:
+HOLDS = """
+import fcntl, subprocess, sys
+held = open(sys.argv[1], "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+started = subprocess.Popen(["sleep", "600"], pass_fds=[held.fileno()])
+print("holds", flush=True)
+"""
+"""Starts a process that holds a file's lock for as long as it runs."""
+
+STARTS = """
+import runpy, sys
+script = runpy.run_path(sys.argv[1])
+part = script["Part"]("one", 100, [([sys.executable, "-c", sys.argv[2] + "started.wait()", sys.argv[3]], {})], {})
+script["main"].__globals__.update(why_not=lambda: "", parts=lambda folder: [part])
+sys.exit(script["main"]([sys.argv[4]]))
+"""
+"""Runs a part that does not end."""
+
+
+def until_free(file: Path) -> None:
+    with file.open("w") as held:
         deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+                return
+            assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_what_a_part_has_started_ends_with_it(script: dict[str, Any], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDS + "raise SystemExit(1)", str(tmp_path / "held")]
+    part = script["Part"]("one", 60, [(command, {})], {})
+    outcome = script["run"](part, tmp_path / "log.txt", dict(os.environ))
+    assert (outcome.said, (tmp_path / "log.txt").read_text()) == ("failed", "holds\n")
+    until_free(tmp_path / "held")
+
+
+def test_what_runs_ends_where_the_whole_is_ended(tmp_path: Path) -> None:
+    file, log = tmp_path / "held", tmp_path / "results" / "1-one.txt"
+    command = [sys.executable, "-c", STARTS, ROOT / "tests" / "judge" / "on_a_gpu.py", HOLDS, file, log.parent]
+    judge = subprocess.Popen(list(map(str, command)))
+    try:
+        deadline = time.monotonic() + 60
+        while not log.exists() or log.read_text() != "holds\n":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        judge.terminate()
+        assert judge.wait(60) == 128 + signal.SIGTERM
+    finally:
+        judge.kill()
+    until_free(file)
 
 
 def test_a_part_of_which_one_fails_does_not_wait_for_its_others(
