@@ -205,7 +205,8 @@ def init(backend: str = "auto", *, timeout: timedelta | float = 600.0, dtypes: I
     Args:
         backend: a backend's name, or "auto" for the best that is present; see `explain`. The variable
             DEVICES_BACKEND, when set, is what "auto" means.
-        timeout: how long a verb may wait for its peers: a timedelta, or seconds.
+        timeout: how long the ranks wait for each other here, and a verb may for its peers: a timedelta, or seconds. The
+            verbs of a process group that is adopted keep the timeout that it has.
         dtypes: those that the program's tensors have, the same on all ranks. Where the devices of some ranks lack one,
             no rank opens the world; without this a verb with such a tensor is refused when it is called.
 
@@ -226,7 +227,7 @@ def init(backend: str = "auto", *, timeout: timedelta | float = 600.0, dtypes: I
     limit, needs = _limit(timeout), names_of(dtypes)
     if needs and (observer := _observing.observer()) is not None:
         observer.needs(needs)
-    world = _adopt(backend, needs) if dist.is_initialized() else _launch(backend, limit, needs)
+    world = _adopt(backend, limit, needs) if dist.is_initialized() else _launch(backend, limit, needs)
     _open[_default_group()] = world
     return world
 
@@ -402,7 +403,7 @@ def _whole_number(name: str) -> int:
         raise WorldError(f"{name} is {os.environ[name]!r}, not a whole number") from None
 
 
-def _adopt(asked: str, needs: tuple[str, ...]) -> World:
+def _adopt(asked: str, timeout: timedelta, needs: tuple[str, ...]) -> World:
     """Return a world over the process group that torch has already."""
     group = _default_group()
     choice = told.choice if (told := launch()) else _choice.choose(asked, lambda: Store(group.get_group_store()))
@@ -414,12 +415,11 @@ def _adopt(asked: str, needs: tuple[str, ...]) -> World:
                 "call devices.init() first, or ask for 'auto'"
             )
         own = lanes.group
-        _check_dtypes(needs, lanes.choice, own.device, own.store, rank, size, own.timeout)
+        _check_dtypes(needs, lanes.choice, own.device, own.store, rank, size, min(timeout, own.timeout))
         note = f"torch's process group was adopted; {authentication()}"
         return World(lanes.choice, own.device, owns_group=False, note=note)
     device = my_device(choice.backend)
-    if needs:
-        _check_dtypes(needs, choice, device, Store(group.get_group_store()), rank, size, dist.default_pg_timeout)
+    _check_dtypes(needs, choice, device, Store(group.get_group_store()), rank, size, timeout)
     note = f"torch's {dist.get_backend()!r} process group was adopted; its own verbs carry ours"
     return World(choice, device, owns_group=False, note=note)
 

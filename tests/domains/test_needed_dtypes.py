@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -114,6 +115,17 @@ def test_a_rank_that_waited_in_vain_meets_the_others_in_its_next_try_and_leaves_
     for _ in range(2):
         with ThreadPoolExecutor(2) as threads:
             assert list(threads.map(lambda rank: check(rank, 60), range(2))) == [None, None]
+
+
+def test_an_adopted_process_group_waits_no_longer_than_is_said() -> None:
+    # Torch's group without peers: rank 1 never says what it needs.
+    importlib.import_module("torch.testing._internal.distributed.fake_pg")
+    dist.init_process_group("fake", store=dist.HashStore(), rank=0, world_size=2)
+    try:
+        with pytest.raises(CollectiveTimeoutError, match=r"not opened within 0\.2 s: rank 1 did not come"):
+            devices.init("cpu", timeout=0.2, dtypes=[torch.float64])
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
