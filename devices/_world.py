@@ -31,6 +31,7 @@ from devices.errors import (
     DevicesError,
     MeshError,
     PluginError,
+    TopologyError,
     UnsupportedError,
     WorldError,
 )
@@ -95,7 +96,7 @@ class World:
             traffic: bytes that each axis moves, in proportion; the last axis has by far the most if not said.
 
         Raises:
-            MeshError: the lengths do not multiply to the world's size.
+            MeshError: the lengths do not multiply to the world's size, or the topology has other devices.
             TopologyError: the topology that is given is not connected, or lacks a bandwidth.
             WorldError: the world is closed.
 
@@ -107,18 +108,18 @@ class World:
         self._check_open()
         try:
             shape = mesh_shape(axes, self.size)
-        except MeshError as error:
-            raise MeshError(f"rank {self.rank} of {self.size}: {error}") from None
-        lengths = dict(zip(axes, shape, strict=True))
-        lanes = lanes_of(_default_group())
-        if topology is not None:
-            order = order_on(topology, lengths, self.size, traffic)
-        elif lanes is not None and lanes.mixed is not None and not lanes.mixed.is_native(range(self.size)):
-            # What one backend knows of its devices, the ranks of another do not.
-            order = tuple(range(self.size))
-        else:
-            backend = self._choice.backend
-            order = order_here(backend, self._name, lengths, self.rank, self.size, self.device, traffic)
+            lengths = dict(zip(axes, shape, strict=True))
+            order = None if topology is None else order_on(topology, lengths, self.size, traffic)
+        except (ArgumentError, MeshError, TopologyError) as error:
+            raise type(error)(f"rank {self.rank} of {self.size}: {error}") from None
+        if order is None:
+            lanes = lanes_of(_default_group())
+            if lanes is not None and lanes.mixed is not None and not lanes.mixed.is_native(range(self.size)):
+                # What one backend knows of its devices, the ranks of another do not.
+                order = tuple(range(self.size))
+            else:
+                backend = self._choice.backend
+                order = order_here(backend, self._name, lengths, self.rank, self.size, self.device, traffic)
         if order == tuple(range(self.size)):
             return init_device_mesh(self.device.type, shape, mesh_dim_names=tuple(axes))
         return DeviceMesh(self.device.type, torch.tensor(order).view(shape), mesh_dim_names=tuple(axes))

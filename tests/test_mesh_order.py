@@ -54,9 +54,9 @@ def test_without_a_topology_ranks_are_in_the_order_of_their_numbers() -> None:
 
 def test_a_topology_of_other_devices_is_refused() -> None:
     with devices.init("cpu") as world:
-        with pytest.raises(MeshError, match="has 2 devices, and the world has 1 ranks"):
+        with pytest.raises(MeshError, match=r"^rank 0 of 1: .* has 2 devices, and the world has 1 ranks"):
             world.mesh({"dp": 1}, topology=ring(2, 1))
-        with pytest.raises(TopologyError, match="bandwidth"):
+        with pytest.raises(TopologyError, match=r"^rank 0 of 1: .*bandwidth"):
             world.mesh({"dp": 1}, topology=Topology([Node("a"), Node("s", "switch")], both(Link("a", "s"))))
 
 
@@ -72,7 +72,9 @@ def test_a_topology_of_other_devices_is_refused() -> None:
 def test_what_is_no_topology_is_refused_with_what_makes_one(given: object, said: str) -> None:
     with (
         devices.init("cpu") as world,
-        pytest.raises(TopologyError, match=f"a mesh is .* of 1 devices, {said}; of_target"),
+        pytest.raises(
+            TopologyError, match=f"^rank 0 of 1: the topology of a mesh is .* of 1 devices, {said}; of_target"
+        ),
     ):
         world.mesh({"dp": 1}, topology=given)
 

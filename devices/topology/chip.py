@@ -53,7 +53,8 @@ class Rank:
 def check_given(watts: float | None, price: float | None) -> None:
     """Refuse what no chip takes or costs."""
     for name, value in (("watts", watts), ("price", price)):
-        if value is not None and not 0 < value < math.inf:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (is_number and 0 < value < math.inf):
             raise ArgumentError(f"`{name}` of a chip is a number above 0, got {value!r}")
 
 

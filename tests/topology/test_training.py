@@ -141,6 +141,7 @@ def test_a_million_trainium3_chips_are_arithmetic() -> None:
         ({"micro_batch": 3}, "micro-batches of 3"),
         ({"recompute": "some"}, "`recompute` is one of none, attention, all"),
         ({"watts": 0}, "`watts` of a chip is a number above 0"),
+        ({"price": "3"}, "`price` of a chip is a number above 0, got '3'"),
         ({"batch": 0}, "`batch` is a whole number"),
     ],
 )
