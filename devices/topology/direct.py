@@ -27,6 +27,9 @@ ALL = 9
 TURNS = (0.382, 0.236, 0.146, 0.472, 0.292)
 """How far round the others are: no two nearly the same, none nearly a half, and none a multiple of another."""
 
+FASTER = 2
+"""Where others have so many times a device's capacity, it has links to them: they can pass on data for many."""
+
 
 @final
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ def direct(capacities: Capacities) -> Direct:
     found: dict[Path, None] = {}
     used = dict.fromkeys(capacities.arcs, 0.0)
     steps: dict[int, dict[int, int]] = {}
+    rates = {node: sum(capacities.arcs[node, other] for other in after[node]) for node in ranks}
     for node in capacities.endpoints:
         for first in after[node]:
             if first in ranks:
@@ -145,9 +149,8 @@ def direct(capacities: Capacities) -> Direct:
                 continue
             if first not in steps:
                 steps[first] = _steps(after, ranks, first)
-            for target in _around(
-                node, [other for other in ranks if other in steps[first] and other != node], steps[first]
-            ):
+            others = [other for other in ranks if other in steps[first] and other != node]
+            for target in _around(node, others, steps[first], rates):
                 path = (node, *_way(before, steps[first], target, used, capacities, ranks))
                 if capacities.is_symmetric and path[0] > path[-1]:
                     path = path[::-1]
@@ -183,18 +186,26 @@ def _steps(after: Sequence[Sequence[int]], ranks: Mapping[int, int], first: int)
     return found
 
 
-def _around(node: int, others: Sequence[int], steps: Mapping[int, int]) -> list[int]:
-    """Return other devices that lie all round a device, and the next of the nearest; all if they are few."""
+def _around(node: int, others: Sequence[int], steps: Mapping[int, int], rates: Mapping[int, int]) -> Sequence[int]:
+    """Return other devices that lie all round a device, the next of the nearest, and some that are much faster."""
     if len(others) <= ALL:
-        return list(others)
-    place = bisect.bisect(others, node)
-    count = len(others) + 1
-    # The next one of all, so that no turns leave some of them apart, and of the nearest.
-    found = [others[place % len(others)], *(others[(place + round(turn * count) - 1) % len(others)] for turn in TURNS)]
+        return others
     least = min(steps[other] for other in others)
     near = [other for other in others if steps[other] == least]
-    found.append(near[bisect.bisect(near, node) % len(near)])
+    found = [*_spread(node, others), near[bisect.bisect(near, node) % len(near)]]
+    most = max(rates[other] for other in others)
+    if most >= FASTER * rates[node]:
+        found += _spread(node, [other for other in others if rates[other] * 2 > most])
     return found
+
+
+def _spread(node: int, others: Sequence[int]) -> Sequence[int]:
+    """Return the next of others, so that none are left apart, and some that lie all round; all if they are few."""
+    if len(others) <= ALL:
+        return others
+    place = bisect.bisect(others, node)
+    count = len(others) + 1
+    return [others[place % len(others)], *(others[(place + round(turn * count) - 1) % len(others)] for turn in TURNS)]
 
 
 def _way(

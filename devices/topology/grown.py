@@ -13,6 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from devices.errors import TopologyError
 from devices.topology.capacity import Capacities
 from devices.topology.forest import Forest, Path
 
@@ -128,6 +129,10 @@ def grown_tree(
     offer(root)
     left = count - 1
     while left:
+        if not queue:
+            raise TopologyError(
+                f"links are lacking: from device {root} they lead to {count - left - 1} of {count - 1} others"
+            )
         fullness, depth, source, way = heapq.heappop(queue)
         target, arcs, number = way
         if parents[target] >= 0:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from devices.errors import TopologyError
 from devices.topology.direct import Direct
 from devices.topology.forest import Forest
 
@@ -17,14 +18,15 @@ TREES = ((192, 32), (64, 16), (64, 8), (64, 4), (64, 2), (64, 1))
 """How many trees there are, and how much each carries."""
 
 
-def spanning_forest(links: Direct, time: float) -> Forest:
+def spanning_forest(links: Direct, time: float, *, thrifty: bool = True) -> Forest:
     """Return a forest whose trees share the cables as evenly as can be, data going both ways.
 
     Args:
         links: each followed by its reverse.
         time: the least that could be, for each unit of capacity and all data being 1.
+        thrifty: whether of links past switches that are as empty those come first that need least of all cables.
     """
-    growth = Growth(links, time)
+    growth = Growth(links, time, thrifty=thrifty)
     # The order among cables that are alike in all else: any, but the same each time.
     chance = np.random.default_rng(0)
     units = [some for count, some in TREES for _ in range(count)]
@@ -39,7 +41,7 @@ def spanning_forest(links: Direct, time: float) -> Forest:
 class Growth:
     """How full the cables are while one tree after the other is added."""
 
-    def __init__(self, links: Direct, time: float) -> None:
+    def __init__(self, links: Direct, time: float, *, thrifty: bool = True) -> None:
         self.size = links.size
         self.time = time
         self.total = 0.0
@@ -51,6 +53,10 @@ class Growth:
         self.listed_rates = self.rates.tolist()
         self.mean = float(self.rates[:-1].mean())
         self.loads = [0.0] * len(self.rates)
+        # How much of all cables a link takes for what it carries.
+        self.needs = np.zeros(len(self.table))
+        if thrifty and self.table.shape[1] > 1:
+            self.needs = np.round((self.mean / self.rates)[self.table].sum(axis=1), 6)
 
     def chosen(self, some: float, start: int, chance: np.random.Generator) -> list[int]:
         """Return the emptiest cables that join all devices, and load them.
@@ -61,7 +67,7 @@ class Growth:
             chance: orders what is alike.
         """
         near = np.minimum(self.distances[start, self.ones], self.distances[start, self.others])
-        order = np.lexsort((chance.random(len(near)), near))
+        order = np.lexsort((chance.random(len(near)), near, self.needs))
         above = list(range(self.size))
         found: list[int] = []
         self.total += some
@@ -69,7 +75,10 @@ class Growth:
         allowed = self.total * self.time
         loads, rates, arcs = self.loads, self.listed_rates, self.arcs
         while len(found) < self.size - 1:
-            assert len(order), "the links do not join all devices"
+            if not len(order):
+                raise TopologyError(
+                    f"links are lacking: they join no more than {len(found) + 1} of {self.size} devices"
+                )
             full = ((np.array(loads) + some) / self.rates)[self.table[order]].max(axis=1)
             turns = np.argsort(np.round(full * (2 * self.mean / some)), kind="stable")
             order, limits = order[turns], np.maximum(full[turns], allowed).tolist()

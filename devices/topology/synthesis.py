@@ -36,6 +36,9 @@ EXACT = 64
 NEAR = Fraction(999, 1000)
 """For more devices than `EXACT`, trees that reach so much of the least time's bandwidth are good enough."""
 
+CLOSE = Fraction(99, 100)
+"""Trees for an all_reduce on more devices than `EXACT` that reach less are compared with others."""
+
 SMALL = 32
 """For more devices than that, trees are first looked for that are moved to many devices."""
 
@@ -203,9 +206,22 @@ def _for_all_reduce_of_many(capacities: Capacities) -> tuple[dict[int, Fraction]
         best = _alike(graph, shares, time)
         if best is not None and _is_enough(best, graph, time):
             return shares, best, best
-    found = spanning_forest(direct(capacities), float(2 * signed.time))
-    if best is not None and _both_ways(best).time(capacities.arcs) <= _both_ways(found).time(capacities.arcs):
+    links = direct(capacities)
+
+    def taken(forest: Forest) -> Fraction:
+        return _both_ways(forest).time(capacities.arcs)
+
+    found = spanning_forest(links, float(2 * signed.time))
+    if taken(found) * CLOSE > 2 * signed.time:
+        # As where rates differ much, and paths past switches are long.
+        found = min(found, spanning_forest(links, float(2 * signed.time), thrifty=False), key=taken)
+    if best is not None and taken(best) <= taken(found):
         return shares, best, best
+    if taken(found) * CLOSE > 2 * signed.time:
+        shares = best_shares(capacities).shares
+        other = _forest(capacities, shares)
+        if taken(other) < taken(found):
+            return shares, other, other
     carried = dict.fromkeys(capacities.endpoints, 0)
     for root, units in zip(found.roots.tolist(), found.units, strict=True):
         carried[capacities.endpoints[root]] += units
