@@ -72,7 +72,9 @@ def check_dtypes(group: Group, backend: Backend, needs: Sequence[str]) -> None:
     except CollectiveTimeoutError as error:
         raise CollectiveTimeoutError(f"{error}, with the same `dtypes`, here {_listed(needs)}") from error
     if (fault := _fault(told, needs)) is not None:
-        _leave(group)
+        # Who serves the store may have left, which says nothing of why.
+        with contextlib.suppress(Exception):
+            _leave(group)
         raise type(fault)(f"rank {group.rank} of {group.size}: the world cannot open: {fault}")
 
 

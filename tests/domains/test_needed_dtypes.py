@@ -42,9 +42,20 @@ CHIP = Has("chip", [torch.float32, torch.float8_e5m2])
 WHATEVER = Has("whatever")
 
 
-def told(backends: list[Has], needs: list[list[str]], seconds: float = 30) -> list[Exception | None]:
+class LostOnceTold(dist.HashStore):
+    """A store that is gone once all ranks have told what they have."""
+
+    def set(self, key: str, value: str) -> None:
+        if key.startswith("read/"):
+            raise dist.DistNetworkError("connection reset by peer")
+        super().set(key, value)
+
+
+def told(
+    backends: list[Has], needs: list[list[str]], seconds: float = 30, kept: type[dist.Store] = dist.HashStore
+) -> list[Exception | None]:
     """Return what the check raises on each rank, which are threads."""
-    store, size = Store(dist.HashStore()), len(backends)
+    store, size = Store(kept()), len(backends)
 
     def on(rank: int) -> Exception | None:
         group = Group(tuple(range(size)), rank, Device("chip", "cpu", rank), store, timedelta(seconds=seconds), "world")
@@ -81,6 +92,12 @@ def test_what_nobody_has_is_told_too() -> None:
         assert isinstance(error, UnsupportedError)
         said = "int64 is not there on ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2 more (chip), there on no rank"
         assert said in str(error)
+
+
+def test_a_store_that_is_gone_then_hides_nothing() -> None:
+    for rank, error in enumerate(told([CPU, CHIP], [["float64"]], kept=LostOnceTold)):
+        assert isinstance(error, UnsupportedError)
+        assert str(error).startswith(f"rank {rank} of 2: the world cannot open: the program needs float64")
 
 
 def test_ranks_that_need_other_dtypes_or_cannot_say_what_they_have_are_told_on_every_rank() -> None:
