@@ -121,6 +121,14 @@ def test_devices_backend_is_what_auto_means(monkeypatch: pytest.MonkeyPatch) -> 
 def test_explain_says_of_a_group_which_ranks_it_has() -> None:
     with devices.init() as world:
         assert devices.explain(world.mesh({"dp": 1})).endswith("of ranks 0: nothing carries a group of one")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with devices.init("cpu"):
+            told = devices.explain(dist.group.WORLD).splitlines()
+    finally:
+        dist.destroy_process_group()
+    assert len(told) == 1
+    assert "of ranks 0: torch's own: cpu:gloo" in told[0]
 
 
 def test_explain_says_what_was_chosen_and_how_the_ranks_met() -> None:

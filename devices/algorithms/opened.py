@@ -73,8 +73,10 @@ class Opened(Carried):
 
     @property
     def ways(self) -> dict[str, str]:
-        """How each verb goes, in words: as the communicator says, or composed from which of its own."""
-        return {} if self._communicator is None else ways(self._communicator, self._lowered, self.plans)
+        """How each verb goes, in words: as the communicator says, or composed from which of its own; none of one."""
+        if self._communicator is None or self._size == 1:
+            return {}
+        return ways(self._communicator, self._lowered, self.plans)
 
     @property
     def has_exchange(self) -> bool:
