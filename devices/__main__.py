@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ours, after = _split(given) if command == "check" else (given, [])
     known, unknown = parser.parse_known_args(ours)
     if unknown and command != "check":
+        if unknown[0] in options[command or ""]:
+            parser.error(f"{unknown[0]!r} is an option of {command!r}; write it after that")
         kind = "option" if unknown[0].startswith("-") else "argument"
         parser.error(f"there is no {kind} {unknown[0]!r}{did_you_mean(unknown[0], options[command or ''])}")
     if known.version:

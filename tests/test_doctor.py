@@ -134,6 +134,7 @@ def test_a_reader_that_leaves_early_gets_no_traceback(site: Site) -> None:
         (["doctor", "now"], "there is no argument 'now'"),
         (["train"], "there is no command 'train'"),
         (["topo", "--targets", "h100"], "there is no option '--targets'\n"),  # plan has one
+        (["--json", "doctor"], "'--json' is an option of 'doctor'; write it after that\n"),
     ],
 )
 def test_a_typo_is_answered_with_what_was_meant(
