@@ -15,7 +15,8 @@ PATIENCE = 10.0
 not at all where who serves it is seen to be stopped."""
 
 ELSEWHERE = 1.25
-"""Seconds for which one is that another host serves, where a process that is stopped cannot be told from a late one."""
+"""Seconds for which one is that another host serves, where a process that is stopped cannot be told from a late one;
+after a first look, and after half as long at most, in which that host is found to be another."""
 
 _CONNECT = 2.0
 """Seconds after which a host that says nothing at all is not waited for."""
