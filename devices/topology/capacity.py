@@ -79,6 +79,24 @@ class Capacities:
         arcs = {(target, source): capacity for (source, target), capacity in self.arcs.items()}
         return Capacities(self.size, self.endpoints, arcs, self.unit, self.colours)
 
+    def narrowed(self) -> Capacities | None:
+        """Return the same with each link as slow as its reverse is, or None if those do not join all nodes."""
+        arcs = {
+            (source, target): min(capacity, self.arcs[target, source])
+            for (source, target), capacity in self.arcs.items()
+            if (target, source) in self.arcs
+        }
+        after: list[list[int]] = [[] for _ in range(self.size)]
+        for source, target in arcs:
+            after[source].append(target)
+        found, frontier = {0}, [0]
+        while frontier:
+            for other in after[frontier.pop()]:
+                if other not in found:
+                    found.add(other)
+                    frontier.append(other)
+        return None if len(found) < self.size else Capacities(self.size, self.endpoints, arcs, self.unit, self.colours)
+
     def into(self, inside: Sequence[bool]) -> int:
         """Return the capacity that enters a set of nodes."""
         return sum(

@@ -147,7 +147,7 @@ def synthesize(topology: Topology, verb: str, root: int = 0) -> Plan:
         shares = {node: Fraction(rank == root) for rank, node in enumerate(capacities.endpoints)}
     up = down = None
     if verb == "all_reduce":
-        shares, up, down = _for_all_reduce(capacities)
+        shares, up, down = _for_all_reduce(capacities, least.seconds_per_byte * capacities.unit)
     elif verb in ("all_gather", "broadcast"):
         down = _forest(capacities, shares)
     else:
@@ -172,11 +172,29 @@ def synthesize(topology: Topology, verb: str, root: int = 0) -> Plan:
     )
 
 
-def _for_all_reduce(capacities: Capacities) -> tuple[dict[int, Fraction], Forest, Forest]:
+def _for_all_reduce(capacities: Capacities, least: Fraction) -> tuple[dict[int, Fraction], Forest, Forest]:
     """Return the share that each endpoint sums up, and the trees for that and for spreading it."""
-    if not capacities.is_symmetric:
-        shares = best_shares(capacities).shares
-        return shares, _forest(capacities.reversed(), shares), _forest(capacities, shares)
+    if capacities.is_symmetric:
+        return _for_all_reduce_on_cables(capacities)
+    # A tree loads both ways of a cable alike if data comes back where it went: then the slower one counts.
+    narrowed, time = None, Fraction(0)
+    if (cables := capacities.narrowed()) is not None:
+        narrowed = _for_all_reduce_on_cables(cables)
+        time = _both_ways(narrowed[1]).time(capacities.arcs)
+        if time * CLOSE <= least:
+            return narrowed
+    shares = best_shares(capacities).shares
+    up, down = _forest(capacities.reversed(), shares), _forest(capacities, shares)
+    loads = {ends: Fraction(units, down.total) for ends, units in down.loads.items()}
+    for (target, source), units in up.loads.items():
+        loads[source, target] = loads.get((source, target), Fraction(0)) + Fraction(units, up.total)
+    if narrowed is not None and time <= max(load / capacities.arcs[ends] for ends, load in loads.items()):
+        return narrowed
+    return shares, up, down
+
+
+def _for_all_reduce_on_cables(capacities: Capacities) -> tuple[dict[int, Fraction], Forest, Forest]:
+    """Return the same on cables that are as fast one way as the other."""
     if len(capacities.endpoints) > EXACT:
         return _for_all_reduce_of_many(capacities)
     found: list[tuple[dict[int, Fraction], Forest]] = []
@@ -197,7 +215,7 @@ def _for_all_reduce(capacities: Capacities) -> tuple[dict[int, Fraction], Forest
 
 
 def _for_all_reduce_of_many(capacities: Capacities) -> tuple[dict[int, Fraction], Forest, Forest]:
-    """Return the same where there are many endpoints, on cables as fast one way as the other."""
+    """Return the same where there are many endpoints."""
     signed = best_shares(capacities, signed=True)
     moved = translations(capacities)
     best: Forest | None = None

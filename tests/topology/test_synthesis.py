@@ -247,6 +247,24 @@ def test_an_all_reduce_on_many_devices_of_unlike_rates_is_near_its_bound(topolog
     assert sum(plan.shares) == 1
 
 
+@pytest.mark.parametrize("whole", [machines(2, 4, 450, 50), torus((6, 11), 50)], ids=["machines", "torus"])
+def test_an_all_reduce_where_a_link_is_slower_one_way_is_near_its_bound(whole: Topology) -> None:
+    links = [dataclasses.replace(link, bandwidth=25) if at == 0 else link for at, link in enumerate(whole.links)]
+    plan = synthesize(Topology(whole.nodes, links), "all_reduce")
+    assert 0.99 <= plan.ratio <= 1
+    if len(whole.devices) < 10:
+        assert reached(plan) == 1 / plan.seconds_per_byte
+
+
+def test_an_all_reduce_on_links_of_one_way_is_right() -> None:
+    nodes = [Node(f"d:{place}") for place in range(4)]
+    one_way = [Link(f"d:{place}", f"d:{(place + 1) % 4}", "", 10) for place in range(4)]
+    plan = synthesize(Topology(nodes, one_way), "all_reduce")
+    assert reached(plan) == 1 / plan.seconds_per_byte
+    # Six of eight parts of a ring cross each link.
+    assert plan.seconds_per_byte == Fraction(6, 40)
+
+
 def test_links_that_do_not_join_all_devices_are_an_error() -> None:
     links = direct(Capacities.of(switch(12, 50)))
     few = dataclasses.replace(links, sources=links.sources[:4], targets=links.targets[:4], paths=links.paths[:4])
