@@ -210,6 +210,12 @@ def test_a_schedule_on_a_damaged_cluster_is_right(verb: str, monkeypatch: pytest
     assert reached(plan) <= 1 / plan.bound.check()
 
 
+def test_a_schedule_for_devices_of_unlike_rates_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthesis, "EXACT", 8)
+    plan = synthesize(switch(12, [1] * 11 + [100]), "all_reduce")
+    assert reached(plan) <= 1 / plan.bound.check()
+
+
 def test_links_past_a_switch_leave_no_devices_apart() -> None:
     # Of 68 devices all turns that links are looked for at are even.
     plan = synthesize(switch(68, [50] * 67 + [25]), "all_reduce")
