@@ -24,6 +24,10 @@ LOOKING = 0.01
 LOOKS = 200
 """So many times a rank gives its core away before it looks at the clock."""
 
+TRUSTED = 50
+"""After so many times in a row a rank sleeps for a moment: if the peer that it waits for shares its core, giving that
+away need not let it run, and the kernel moves a rank that wakes to a core that idles."""
+
 ALONE = 20
 """Of so many looks in vain, where ranks exceed cores, there is no peer that takes the core while it is given away."""
 
@@ -142,7 +146,7 @@ class Watch:
         start = _now()
         self._awake = start + YIELDING
         looked = self._awake - LOOKING
-        nap = NAP
+        nap, looks = NAP, 0
         while not ready():
             now = _now()
             if now - looked > LOOKING:
@@ -151,7 +155,11 @@ class Watch:
             if now < self._awake:
                 nap = NAP
                 if is_main:
-                    _sched_yield()
+                    looks += 1
+                    if looks % TRUSTED:
+                        _sched_yield()
+                    else:
+                        time.sleep(SHORT_NAP)
                     continue
             time.sleep(nap)
             nap = min(nap * 1.1, LONG_NAP)
