@@ -20,8 +20,9 @@ PLACES = 1_000, 3_000
 PARTS = 5_000, 50_000
 """So many places are looked at for the domains of 64 devices, of fewer more; the latter where all are as near."""
 
-STEPS = 650, 1_700
-"""So many steps a search through 64 devices takes, levels apart and together; fewer devices, which take less, more."""
+APART, TOGETHER = 650, 1_700
+"""So many steps a search through 64 devices takes, levels apart and together; the former more for fewer, whose steps
+take less."""
 
 _EQUAL = 1 + 1e-9
 
@@ -63,8 +64,8 @@ def improved(
     floors = raised(cost, floors, best, changing)
     bound = max(bound, sum(floors))
     if cost.of(best) > bound * _EQUAL:
-        apart, together = (steps * 64 // min(max(cost.count, 16), 64) for steps in STEPS)
-        best, least = Levels(cost, floors, changing).improve(best, apart, together)
+        apart = round(APART * (64 / min(max(cost.count, 16), 64)) ** 2)
+        best, least = Levels(cost, floors, changing).improve(best, apart, TOGETHER)
         bound = max(bound, least)
     if cost.of(best) > bound * _EQUAL:
         best, is_proven = search.improve(best, bound, PLACES[1])
