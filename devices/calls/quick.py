@@ -48,15 +48,12 @@ def broadcast(x: Any, group: GroupLike, src: int, out: Tensors | None) -> Any:
     is_given = verbs.group.rank == src
     if type(src) is not int or not 0 <= src < verbs.group.size:
         return NOT_PLAIN
-    given, is_in_place = x, out is x
-    if is_in_place:
-        increment_version(x)
-    elif (x := result_like(given, given.shape, out)) is None:
+    if (result := _like(x, out)) is None:
         return NOT_PLAIN
-    elif is_given:
-        x.copy_(given)
-    verbs.broadcast(flat(x), src)
-    return x
+    if is_given and result is not x:
+        result.copy_(x)
+    verbs.broadcast(flat(result), src)
+    return result
 
 
 def reduce(x: Any, group: GroupLike, dst: int, op: str, out: Tensors | None) -> Any:
@@ -69,15 +66,12 @@ def reduce(x: Any, group: GroupLike, dst: int, op: str, out: Tensors | None) -> 
         # Nothing is written there.
         verbs.reduce(flat(x), dst, op)
         return None
-    given, is_in_place = x, out is x
-    if is_in_place:
-        increment_version(x)
-    elif (x := result_like(given, given.shape, out)) is None:
+    if (result := _like(x, out)) is None:
         return NOT_PLAIN
-    else:
-        x.copy_(given)
-    verbs.reduce(flat(x), dst, op)
-    return x
+    if result is not x:
+        result.copy_(x)
+    verbs.reduce(flat(result), dst, op)
+    return result
 
 
 def all_gather(x: Any, group: GroupLike, out: Tensors | None) -> Any:
@@ -161,14 +155,10 @@ def recv(x: Any, group: GroupLike, src: int, tag: int, out: Tensors | None) -> A
     verbs = verbs_over(group, x)
     if not _is_message(verbs, src, tag):
         return NOT_PLAIN
-    # Nothing of `x` is read, so that it may be the result itself.
-    given, is_in_place = x, out is x
-    if is_in_place:
-        increment_version(x)
-    elif (x := result_like(given, given.shape, out)) is None:
+    if (result := _like(x, out)) is None:
         return NOT_PLAIN
-    verbs.recv(flat(x), src, tag)
-    return x
+    verbs.recv(flat(result), src, tag)
+    return result
 
 
 def _is_message(verbs: AnyVerbs, peer: int, tag: int) -> bool:
@@ -188,6 +178,14 @@ def flat(x: Tensor) -> Tensor:
 
 def _joined(x: Tensor, size: int) -> tuple[int, ...]:
     return x.shape[0] * size, *x.shape[1:]
+
+
+def _like(x: Tensor, out: Tensors | None) -> Tensor | None:
+    """Return what `result_like` does for a result of the shape of `x`, which may be `x` itself."""
+    if out is x:
+        increment_version(x)
+        return x
+    return result_like(x, x.shape, out)
 
 
 def result_like(x: Tensor, shape: Sequence[int], out: Tensors | None) -> Tensor | None:

@@ -38,7 +38,7 @@ class _Send:
         self.tag = message.tag
         self.data: Array = array_of(message.tensor)
         text = f"{_name(message)} {line[-500:]}".encode()
-        # Padded, so that all that follows begins where a line does: copies are twice as fast there.
+        # Padded, so that all that follows begins where a line does: copies a few bytes off are slow.
         text += b" " * (-(_HEADER.size + len(text)) % LINE)
         self.head: Array = np.frombuffer(_HEADER.pack(message.tag, self.data.size, len(text)) + text, np.uint8)
         self.written = 0
